@@ -1,0 +1,265 @@
+/**
+ * QuickJS in WebAssembly. One instance, one run, one process: the instance's linear memory has a hard maximum (the
+ * engine's own memory limit counts almost nothing under Emscripten's allocator), the guest's world is made before the
+ * fork, and any exception that leaves the WASM call without being a guest value means that the instance is broken.
+ * Never the asyncify builds, never guest bytecode.
+ */
+import {
+  RELEASE_SYNC,
+  newQuickJSWASMModuleFromVariant,
+  newVariant,
+  type QuickJSContext,
+  type QuickJSHandle,
+  type QuickJSRuntime,
+} from "quickjs-emscripten";
+import { codec } from "./codec.js";
+import {
+  SLEEP,
+  type BootOptions,
+  type Engine,
+  type Guest,
+  type GuestEvent,
+  type HostEvent,
+  type Image,
+  type InnerStop,
+  type Job,
+  type LogLevel,
+} from "./engine.js";
+import { world, type WorldControl, type WorldHost } from "./world.js";
+
+/** Pages that the module asks for at its start, 16 MiB: Emscripten's INITIAL_MEMORY, fixed when it was built. */
+export const INITIAL_PAGES = 256;
+const PAGE_BYTES = 65536;
+const OWN_FILE = "doublehull:world";
+
+type Send = (event: GuestEvent) => void;
+
+class QuickJSImage implements Image {
+  readonly #runtime: QuickJSRuntime;
+  readonly #context: QuickJSContext;
+  readonly #control: Record<keyof WorldControl, QuickJSHandle>;
+  #now = 0;
+  #deadline = Infinity;
+  interrupted = false;
+  #send: Send = () => {};
+
+  constructor(module: Awaited<ReturnType<typeof newQuickJSWASMModuleFromVariant>>) {
+    // QuickJS reads its clock through Date.now of this realm: from here on it is the guest's, and stands still.
+    Date.now = () => this.#now;
+    this.#runtime = module.newRuntime();
+    this.#runtime.setInterruptHandler(() => {
+      if (performance.now() < this.#deadline) return false;
+      this.interrupted = true;
+      return true;
+    });
+    this.#context = this.#runtime.newContext();
+    const context = this.#context;
+    const source = `(${String(world)})`;
+    const make = context.unwrapResult(context.evalCode(source, OWN_FILE));
+    const codecMaker = context.unwrapResult(context.evalCode(`(${String(codec)})`, OWN_FILE));
+    const control = context.unwrapResult(context.callFunction(make, context.undefined, this.#host(), codecMaker));
+    const names = ["begin", "settleModule", "settleScript", "fail", "nextTimer", "runTimer"] as const;
+    this.#control = Object.fromEntries(names.map((name) => [name, context.getProp(control, name)])) as never;
+  }
+
+  /** What the world may call. Results leave through `send` at once, so that a killed run keeps its logs. */
+  #host(): QuickJSHandle {
+    const context = this.#context;
+    const functions: Record<keyof WorldHost, (...args: QuickJSHandle[]) => QuickJSHandle> = {
+      now: () => context.newNumber(this.#now),
+      log: (level, ...text) => {
+        const lines = text.map((handle) => context.getString(handle));
+        this.#send({
+          kind: "log",
+          level: context.getString(level as QuickJSHandle) as LogLevel,
+          timeMs: this.#now,
+          texts: lines,
+        });
+        return context.undefined;
+      },
+      finish: (status, a, b, c, ...buffers) => {
+        const [state, first, second, third] = [status, a, b, c].map((h) => context.getString(h as QuickJSHandle)) as [
+          string,
+          string,
+          string,
+          string,
+        ];
+        if (state === "ok") {
+          const blobs = buffers.map((handle) => context.getArrayBuffer(handle).value.slice());
+          this.#send({ kind: "result", status: "ok", value: { text: first, blobs } });
+        } else if (state === "threw") {
+          const error = { name: first, message: second, stack: third };
+          // A thrown non-object has no name of its own: the world sends its text in the name's place.
+          this.#send({ kind: "result", status: "threw", error });
+        } else this.stop(state as InnerStop, first);
+        return context.undefined;
+      },
+    };
+    const host = context.newObject();
+    for (const [name, run] of Object.entries(functions)) {
+      const handle = context.newFunction(name, run);
+      context.setProp(host, name, handle);
+      handle.dispose();
+    }
+    return host;
+  }
+
+  stop(reason: InnerStop, detail: string): void {
+    this.#send({ kind: "result", status: "stopped", reason, detail });
+  }
+
+  warm(): void {
+    const context = this.#context;
+    context.unwrapResult(context.evalCode("(function (a) { return a.map((x) => ({ x })).length })([1, 2])", OWN_FILE));
+    this.#runtime.executePendingJobs();
+  }
+
+  load(job: Job, send: Send): Guest {
+    const context = this.#context;
+    let finished = false;
+    this.#send = (event) => {
+      if (finished) return;
+      if (event.kind === "result") finished = true;
+      send(event);
+    };
+    this.#now = job.nowMs;
+    this.#deadline = performance.now() + job.wallMs;
+    this.#runtime.setMaxStackSize(job.maxStackBytes);
+    this.#installLoader(job);
+    let started = false;
+    let calls = 0;
+    const sleeping = new Map<number, number>(); // call id -> when it is due
+    const guest = {
+      get outstanding() {
+        return sleeping.size;
+      },
+      step: (event?: HostEvent): void => {
+        if (!started) {
+          started = true;
+          this.#start(job);
+        }
+        if (event?.kind === "reply" && sleeping.delete(event.id)) this.#now = Math.max(this.#now, event.nowMs);
+        for (;;) {
+          if (!this.#drain() || finished) return;
+          if (this.#flag("runTimer")) continue;
+          break;
+        }
+        if (finished) return;
+        const due = this.#number("nextTimer");
+        if (due < 0) return;
+        for (const wake of sleeping.values()) if (wake <= due) return;
+        sleeping.set(++calls, due);
+        const text = `["a",${Math.max(0, due - this.#now)}]`;
+        send({ kind: "call", id: calls, ref: 0, method: SLEEP, args: { text, blobs: [] } });
+      },
+    };
+    void context;
+    return guest;
+  }
+
+  #start(job: Job): void {
+    const context = this.#context;
+    const seed = context.newArrayBuffer(exactBuffer(job.seed));
+    const input = context.newString(JSON.stringify(job.input.wire));
+    const bytes = context.newArrayBuffer(exactBuffer(job.input.blob));
+    const [resultBytes, logBytes, now] = [job.maxResultBytes, job.maxLogBytes, job.nowMs].map((n) =>
+      context.newNumber(n),
+    ) as [QuickJSHandle, QuickJSHandle, QuickJSHandle];
+    if (!this.#invoke("begin", seed, input, bytes, resultBytes, logBytes, now)) return;
+    for (const handle of [seed, input, bytes, resultBytes, logBytes, now]) handle.dispose();
+    const result = context.evalCode(job.source, job.name, { type: job.type === "module" ? "module" : "global" });
+    if (result.error) return this.#failed(result.error);
+    this.#invoke(job.type === "module" ? "settleModule" : "settleScript", result.value);
+    result.value.dispose();
+  }
+
+  /** Runs the job queue dry. False when the run is over (interrupted or broken). */
+  #drain(): boolean {
+    const result = this.#runtime.executePendingJobs();
+    if (result.error) {
+      this.#failed(result.error);
+      return false;
+    }
+    return !this.#wasInterrupted();
+  }
+
+  #wasInterrupted(): boolean {
+    if (this.interrupted) this.stop("interrupted", "");
+    return this.interrupted;
+  }
+
+  /** Calls the world; an error that comes back is the guest's. False when the run is over. */
+  #invoke(name: keyof WorldControl, ...args: QuickJSHandle[]): boolean {
+    const result = this.#context.callFunction(this.#control[name], this.#context.undefined, ...args);
+    if (result.error) {
+      this.#failed(result.error);
+      return false;
+    }
+    result.value.dispose();
+    return true;
+  }
+
+  #flag(name: "runTimer"): boolean {
+    const result = this.#context.callFunction(this.#control[name], this.#context.undefined);
+    if (result.error) {
+      this.#failed(result.error);
+      return false;
+    }
+    return this.#context.dump(result.value) === true;
+  }
+
+  #number(name: "nextTimer"): number {
+    return this.#context.getNumber(
+      this.#context.unwrapResult(this.#context.callFunction(this.#control[name], this.#context.undefined)),
+    );
+  }
+
+  #failed(error: QuickJSHandle): void {
+    if (this.#wasInterrupted()) return;
+    // An exhausted heap cannot even make its error object: QuickJS then throws null.
+    if (this.#context.typeof(error) === "object" && this.#context.sameValue(error, this.#context.null)) {
+      return this.stop("memory", "out of memory");
+    }
+    const result = this.#context.callFunction(this.#control.fail, this.#context.undefined, error);
+    if (!result.error) return;
+    if (this.#wasInterrupted()) return;
+    this.stop("memory", "the error could not be described: no memory left");
+  }
+
+  #installLoader(job: Job): void {
+    const modules = new Map(job.modules);
+    this.#runtime.setModuleLoader(
+      (name) => {
+        const source = modules.get(name);
+        if (source !== undefined) return source;
+        const known = modules.size === 0 ? "none were provided" : `provided are ${[...modules.keys()].join(", ")}`;
+        return { error: new Error(`module "${name.slice(0, 200)}" was not provided (${known})`) };
+      },
+      (base, requested) => resolveModule(base, requested, modules),
+    );
+  }
+}
+
+/** "./x" and "../x" are taken relative to the importing module's name; anything else is a name of its own. */
+function resolveModule(base: string, requested: string, modules: ReadonlyMap<string, string>): string {
+  if (modules.has(requested) || !/^\.\.?\//.test(requested)) return requested;
+  const path = base.split("/").slice(0, -1);
+  for (const part of requested.split("/")) {
+    if (part === "..") path.pop();
+    else if (part !== "." && part !== "") path.push(part);
+  }
+  return path.join("/");
+}
+
+function exactBuffer(bytes: Uint8Array): ArrayBuffer {
+  return bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength) as ArrayBuffer;
+}
+
+export const quickjs: Engine = {
+  async boot({ memoryMb }: BootOptions): Promise<Image> {
+    const maximum = Math.max(INITIAL_PAGES, Math.floor((memoryMb * 1024 * 1024) / PAGE_BYTES));
+    const wasmMemory = new WebAssembly.Memory({ initial: INITIAL_PAGES, maximum });
+    const module = await newQuickJSWASMModuleFromVariant(newVariant(RELEASE_SYNC, { wasmMemory }));
+    return new QuickJSImage(module);
+  },
+};

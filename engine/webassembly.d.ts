@@ -1,0 +1,8 @@
+/** The part of WebAssembly's JavaScript API that the engines touch; TypeScript declares it only with the DOM. */
+declare namespace WebAssembly {
+  class Memory {
+    constructor(descriptor: { initial: number; maximum?: number });
+    readonly buffer: ArrayBuffer;
+  }
+  class RuntimeError extends Error {}
+}

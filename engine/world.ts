@@ -1,0 +1,439 @@
+/**
+ * What a script finds besides its language: console, a clock that stands still between the host's answers, randomness
+ * from a generator seeded with the job, timers. `world` is evaluated inside the guest's realm, before the fork and
+ * before any guest code, from its own source text: it may refer to nothing but its arguments and the language's
+ * globals, and saves every primitive that it will need, so that a script which patches prototypes only harms itself.
+ */
+import type { Codec } from "./codec.js";
+
+/** What the engine's host side offers to the world. Strings, numbers and byte buffers only. */
+export interface WorldHost {
+  /** Milliseconds since 1970, as told by the host; stands still between its answers. */
+  now(): number;
+  log(level: string, ...text: string[]): void;
+  /** `status` is "ok" (a = text, then buffers), "threw" (name, message, stack) or a stop reason (a = detail). */
+  finish(status: string, a: string, b: string, c: string, ...buffers: ArrayBuffer[]): void;
+}
+
+/** What the engine's host side calls in the world. */
+export interface WorldControl {
+  begin(
+    seed: ArrayBuffer,
+    input: string,
+    buffers: ArrayBuffer,
+    maxResultBytes: number,
+    maxLogBytes: number,
+    startMs: number,
+  ): void;
+  /** Settles with the module's default export, called with (input, env). `namespace` may be a promise of one. */
+  settleModule(namespace: unknown): void;
+  /** Settles with a script's completion value. */
+  settleScript(value: unknown): void;
+  fail(error: unknown): void;
+  /** Milliseconds since 1970 at which the next timer is due, or -1. */
+  nextTimer(): number;
+  /** Runs one timer that is due; false when none was. */
+  runTimer(): boolean;
+}
+
+/* oxlint-disable no-extend-native, unicorn/no-new-array, no-new-func, typescript/no-explicit-any, unicorn/no-thenable */
+export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
+  const uncurry = (f: any) => Function.prototype.call.bind(f) as (...args: any[]) => any;
+  const { apply, ownKeys, getPrototypeOf, getOwnPropertyDescriptor } = Reflect;
+  const { defineProperty, freeze, create } = Object;
+  const define = (target: object, name: PropertyKey, value: unknown) =>
+    void defineProperty(target, name, { value, writable: true, configurable: true, enumerable: false });
+  const slice = uncurry(String.prototype.slice);
+  const indexOf = uncurry(String.prototype.indexOf);
+  const split = uncurry(String.prototype.split);
+  const then = uncurry(Promise.prototype.then);
+  const isArray = Array.isArray;
+  const toString = String;
+  const PromiseCtor = Promise;
+  const stringify = JSON.stringify;
+  const parse = JSON.parse;
+  const [ErrorCtor, InternalError] = [Error, (globalThis as any).InternalError ?? Error];
+  const [dateIso, mapSize, setSize] = [
+    uncurry(Date.prototype.toISOString),
+    uncurry(Object.getOwnPropertyDescriptor(Map.prototype, "size")?.get),
+    uncurry(Object.getOwnPropertyDescriptor(Set.prototype, "size")?.get),
+  ];
+  const codec = makeCodec();
+  const global = globalThis as any;
+  let [input, maxResultBytes, maxLogBytes, startMs] = [undefined as unknown, 0, 0, 0];
+
+  // -- errors ---------------------------------------------------------------------------------------------------
+  const OWN_FRAME = "(doublehull:";
+  const text = (value: unknown, limit: number): string => {
+    const s = typeof value === "string" ? value : "";
+    return s.length > limit ? `${slice(s, 0, limit)}…` : s;
+  };
+  const cleanStack = (stack: unknown): string => {
+    const lines = split(text(stack, 8192), "\n");
+    let out = "";
+    let kept = 0;
+    for (let i = 0; i < lines.length && kept < 32; i++) {
+      if (lines[i] === "" || indexOf(lines[i], OWN_FRAME) >= 0) continue;
+      out += `${out === "" ? "" : "\n"}${lines[i]}`;
+      kept++;
+    }
+    return out;
+  };
+  const read = (value: any, key: string): unknown => {
+    try {
+      return value[key];
+    } catch {
+      return undefined; // a throwing getter of the guest's own: its text is not worth more than nothing
+    }
+  };
+  const fail = (error: any): void => {
+    if (error === null || (typeof error !== "object" && typeof error !== "function")) {
+      let shown: string;
+      try {
+        shown = inspect(error, 0);
+      } catch {
+        shown = "an unprintable value";
+      }
+      host.finish("threw", "Error", text(shown, 4096), "");
+      return;
+    }
+    const message = read(error, "message");
+    const name = read(error, "name");
+    let engineError = false;
+    try {
+      engineError = error instanceof InternalError || error instanceof SyntaxError;
+    } catch {
+      engineError = false; // a proxy that throws is not the engine's own error
+    }
+    if (engineError && message === "out of memory") return host.finish("memory", "out of memory", "", "");
+    if (engineError && message === "stack overflow") return host.finish("stack", "stack overflow", "", "");
+    host.finish("threw", text(name, 256) || "Error", text(message, 4096), cleanStack(read(error, "stack")));
+  };
+
+  // -- the result -----------------------------------------------------------------------------------------------
+  const succeed = (value: unknown): void => {
+    let encoded;
+    try {
+      encoded = codec.encode(value, { maxBytes: maxResultBytes, maxDepth: 64, maxNodes: 1_000_000, root: "value" });
+    } catch (error) {
+      if (codec.isCodecError(error) && error.code === "too-large") {
+        return host.finish("output", text(error.message, 512), "", "");
+      }
+      return fail(error);
+    }
+    const buffers: ArrayBuffer[] = [];
+    for (let i = 0; i < encoded.blobs.length; i++) {
+      const blob = encoded.blobs[i] as Uint8Array<ArrayBuffer>;
+      define(buffers, i, sliceBuffer(bufferOf(blob), offsetOf(blob), offsetOf(blob) + lengthOf(blob)));
+    }
+    apply(host.finish, undefined, ["ok", encoded.text, "", "", ...buffers]);
+  };
+  const typed = getPrototypeOf(Uint8Array.prototype) as object;
+  const getter = (name: string) => uncurry(getOwnPropertyDescriptor(typed, name)?.get);
+  const [bufferOf, offsetOf, lengthOf] = [getter("buffer"), getter("byteOffset"), getter("byteLength")];
+  const sliceBuffer = uncurry(ArrayBuffer.prototype.slice);
+
+  // -- console --------------------------------------------------------------------------------------------------
+  const inspect = (value: any, depth: number): string => {
+    switch (typeof value) {
+      case "string":
+        return depth === 0 ? value : stringify(text(value, 200));
+      case "bigint":
+        return `${toString(value)}n`;
+      case "symbol":
+        return toString(value);
+      case "function":
+        return `[Function ${text(read(value, "name"), 80) || "(anonymous)"}]`;
+      case "object":
+        return value === null ? "null" : inspectObject(value, depth);
+      default:
+        return value === 0 && 1 / value < 0 ? "-0" : toString(value);
+    }
+  };
+  const inspectObject = (value: any, depth: number): string => {
+    if (value instanceof ErrorCtor) {
+      const stack = cleanStack(read(value, "stack"));
+      const head = `${text(read(value, "name"), 80) || "Error"}: ${text(read(value, "message"), 1000)}`;
+      return stack === "" || depth > 0 ? head : `${head}\n${stack}`;
+    }
+    try {
+      return dateIso(value);
+    } catch {
+      // not a Date, or an invalid one: shown as the object that it is
+    }
+    try {
+      return `Map(${mapSize(value)})`;
+    } catch {
+      // not a Map
+    }
+    try {
+      return `Set(${setSize(value)})`;
+    } catch {
+      // not a Set
+    }
+    if (depth >= 3) return isArray(value) ? "[Array]" : "[Object]";
+    let out = "";
+    const limit = 50;
+    if (isArray(value)) {
+      const length = value.length;
+      for (let i = 0; i < length && i < limit; i++) out += `${i ? ", " : ""}${inspect(value[i], depth + 1)}`;
+      return `[${out}${length > limit ? `, … ${length - limit} more` : ""}]`;
+    }
+    const keys = ownKeys(value);
+    let shown = 0;
+    for (let i = 0; i < keys.length && shown < limit; i++) {
+      const key = keys[i] as PropertyKey;
+      const property = getOwnPropertyDescriptor(value, key);
+      if (property === undefined || !property.enumerable) continue;
+      const label = typeof key === "symbol" ? `[${toString(key)}]` : text(key, 100);
+      out += `${shown++ ? ", " : ""}${label}: ${property.get ? "[Getter]" : inspect(property.value, depth + 1)}`;
+    }
+    return out === "" ? "{}" : `{ ${out} }`;
+  };
+  let loggedBytes = 0;
+  const print =
+    (level: string) =>
+    (...args: unknown[]): void => {
+      if (loggedBytes > maxLogBytes) return; // the cap has been reported to the host: what follows is dropped here
+      const line: string[] = [];
+      let width = 0;
+      for (let i = 0; i < args.length && i < 64 && width < 65536; i++) {
+        let shown: string;
+        try {
+          shown = text(inspect(args[i], 0), maxLogBytes < 16384 ? maxLogBytes : 16384);
+        } catch {
+          shown = "[unprintable]";
+        }
+        loggedBytes += shown.length + 16;
+        width += shown.length;
+        define(line, i, shown);
+      }
+      apply(host.log, undefined, [level, ...line]);
+    };
+  const consoleObject: any = {};
+  for (const level of ["debug", "log", "info", "warn", "error"]) consoleObject[level] = print(level);
+  consoleObject.trace = consoleObject.debug;
+  consoleObject.assert = (ok: unknown, ...args: unknown[]) => {
+    if (!ok) apply(consoleObject.error, undefined, ["Assertion failed", ...args]);
+  };
+  define(global, "console", consoleObject);
+
+  // -- clock ----------------------------------------------------------------------------------------------------
+  // Date itself reads the engine's clock, which the host side holds still; only performance has to be added.
+  define(
+    global,
+    "performance",
+    freeze({
+      now: () => host.now() - startMs,
+      get timeOrigin() {
+        return startMs;
+      },
+    }),
+  );
+
+  // -- randomness: ChaCha20 keystream (RFC 8439 section 2.3) for bytes, xoshiro128** for Math.random -------------
+  const key = new Uint32Array(8);
+  const block = new Uint32Array(16);
+  const bytes = new Uint8Array(block.buffer);
+  let [counter, used] = [0, 64];
+  const rotate = (x: number, n: number) => (x << n) | (x >>> (32 - n));
+  const quarter = (s: Uint32Array, a: number, b: number, c: number, d: number) => {
+    s[a]! += s[b]!;
+    s[d] = rotate(s[d]! ^ s[a]!, 16);
+    s[c]! += s[d]!;
+    s[b] = rotate(s[b]! ^ s[c]!, 12);
+    s[a]! += s[b]!;
+    s[d] = rotate(s[d]! ^ s[a]!, 8);
+    s[c]! += s[d]!;
+    s[b] = rotate(s[b]! ^ s[c]!, 7);
+  };
+  const initial = new Uint32Array(16);
+  const refill = (): void => {
+    initial[0] = 0x61707865;
+    initial[1] = 0x3320646e;
+    initial[2] = 0x79622d32;
+    initial[3] = 0x6b206574;
+    for (let i = 0; i < 8; i++) initial[4 + i] = key[i]!;
+    initial[12] = counter;
+    initial[13] = initial[14] = initial[15] = 0;
+    counter++;
+    for (let i = 0; i < 16; i++) block[i] = initial[i]!;
+    for (let round = 0; round < 10; round++) {
+      quarter(block, 0, 4, 8, 12);
+      quarter(block, 1, 5, 9, 13);
+      quarter(block, 2, 6, 10, 14);
+      quarter(block, 3, 7, 11, 15);
+      quarter(block, 0, 5, 10, 15);
+      quarter(block, 1, 6, 11, 12);
+      quarter(block, 2, 7, 8, 13);
+      quarter(block, 3, 4, 9, 14);
+    }
+    for (let i = 0; i < 16; i++) block[i]! += initial[i]!;
+    used = 0;
+  };
+  const randomByte = (): number => {
+    if (used === 64) refill();
+    return bytes[used++]!;
+  };
+  const Math_imul = Math.imul;
+  let [s0, s1, s2, s3] = [1, 2, 3, 4];
+  const randomWord = (): number => {
+    const result = Math_imul(rotate(Math_imul(s1, 5), 7), 9) >>> 0;
+    const t = s1 << 9;
+    s2 ^= s0;
+    s3 ^= s1;
+    s1 ^= s2;
+    s0 ^= s3;
+    s2 ^= t;
+    s3 = rotate(s3, 11);
+    return result;
+  };
+  define(Math, "random", () => ((randomWord() >>> 5) * 67108864 + (randomWord() >>> 6)) / 9007199254740992);
+  const Uint8 = Uint8Array;
+  const hex = "0123456789abcdef";
+  define(
+    global,
+    "crypto",
+    freeze({
+      getRandomValues<T>(array: T): T {
+        let [buffer, offset, length] = [undefined as any, 0, 0];
+        try {
+          [buffer, offset, length] = [bufferOf(array), offsetOf(array), lengthOf(array)];
+        } catch {
+          throw new TypeError("crypto.getRandomValues: the argument must be a typed array");
+        }
+        if (length > 65536) throw new RangeError("crypto.getRandomValues: at most 65536 bytes at a time");
+        const view = new Uint8(buffer, offset, length);
+        for (let i = 0; i < length; i++) view[i] = randomByte();
+        return array;
+      },
+      randomUUID(): string {
+        let out = "";
+        for (let i = 0; i < 16; i++) {
+          let byte = randomByte();
+          if (i === 6) byte = (byte & 0x0f) | 0x40;
+          if (i === 8) byte = (byte & 0x3f) | 0x80;
+          if (i === 4 || i === 6 || i === 8 || i === 10) out += "-";
+          out += hex[byte >> 4]! + hex[byte & 15]!;
+        }
+        return out;
+      },
+    }),
+  );
+  // -- timers and microtasks ------------------------------------------------------------------------------------
+  interface Timer {
+    id: number;
+    due: number;
+    every: number;
+    run: () => void;
+    next: Timer | undefined;
+  }
+  let [queue, lastTimer] = [undefined as Timer | undefined, 0];
+  const enqueue = (timer: Timer): void => {
+    if (queue === undefined || timer.due < queue.due) {
+      timer.next = queue;
+      queue = timer;
+      return;
+    }
+    let before = queue;
+    while (before.next !== undefined && before.next.due <= timer.due) before = before.next;
+    timer.next = before.next;
+    before.next = timer;
+  };
+  const addTimer = (name: string, f: any, ms: unknown, repeat: boolean, args: unknown[]): number => {
+    if (typeof f !== "function") throw new TypeError(`${name}: the first argument must be a function`);
+    let delay = Number(ms);
+    if (!(delay > 0)) delay = 0;
+    if (delay > 2147483647) delay = 2147483647;
+    const timer: Timer = create(null);
+    timer.id = ++lastTimer;
+    timer.every = repeat ? (delay < 1 ? 1 : delay) : -1;
+    timer.due = host.now() + delay;
+    timer.run = () => void apply(f, undefined, args);
+    timer.next = undefined;
+    enqueue(timer);
+    return timer.id;
+  };
+  const clearTimer = (id: unknown): void => {
+    let before: Timer | undefined;
+    for (let timer = queue; timer !== undefined; timer = timer.next) {
+      if (timer.id === id) {
+        if (before === undefined) queue = timer.next;
+        else before.next = timer.next;
+        return;
+      }
+      before = timer;
+    }
+  };
+  define(global, "setTimeout", (f: unknown, ms?: unknown, ...args: unknown[]) =>
+    addTimer("setTimeout", f, ms, false, args),
+  );
+  define(global, "setInterval", (f: unknown, ms?: unknown, ...args: unknown[]) =>
+    addTimer("setInterval", f, ms, true, args),
+  );
+  define(global, "clearTimeout", clearTimer);
+  define(global, "clearInterval", clearTimer);
+  const resolved = PromiseCtor.resolve();
+  define(global, "queueMicrotask", (f: unknown) => {
+    if (typeof f !== "function") throw new TypeError("queueMicrotask: the argument must be a function");
+    then(resolved, () => void apply(f as () => void, undefined, []));
+  });
+
+  // -- what a guest does not get --------------------------------------------------------------------------------
+  delete global.SharedArrayBuffer;
+  delete global.Atomics;
+
+  const settle = (promise: unknown): void => void then(promise, succeed, fail);
+  return {
+    begin(seed, inputText, buffers, resultBytes, logBytes, start) {
+      const words = new Uint32Array(seed);
+      for (let i = 0; i < 8; i++) key[i] = words[i]!;
+      [counter, used] = [0, 64];
+      refill();
+      [s0, s1, s2, s3] = [block[0]!, block[1]!, block[2]!, block[3]! | 1];
+      used = 16;
+      [maxResultBytes, maxLogBytes, startMs] = [resultBytes, logBytes, start];
+      loggedBytes = 0;
+      input = codec.decode(parse(inputText), new Uint8(buffers), { maxDepth: 64, maxNodes: 1_000_000 });
+    },
+    settleModule(namespace) {
+      const call = (ns: any): unknown => {
+        const main = ns.default;
+        if (typeof main !== "function") {
+          throw new TypeError(
+            "the module has no default export to call: write `export default async (input, env) => { … }`",
+          );
+        }
+        return main(input, freeze({}));
+      };
+      if (namespace instanceof PromiseCtor) settle(then(namespace, call));
+      else {
+        settle(
+          new PromiseCtor((resolve, reject) => {
+            try {
+              resolve(call(namespace));
+            } catch (error) {
+              reject(error);
+            }
+          }),
+        );
+      }
+    },
+    settleScript(value) {
+      settle(new PromiseCtor((resolve) => resolve(value)));
+    },
+    fail,
+    nextTimer: () => (queue === undefined ? -1 : queue.due),
+    runTimer() {
+      const timer = queue;
+      if (timer === undefined || timer.due > host.now()) return false;
+      queue = timer.next;
+      if (timer.every >= 0) {
+        timer.due = host.now() + timer.every;
+        enqueue(timer);
+      }
+      timer.run();
+      return true;
+    },
+  };
+}

@@ -1,0 +1,73 @@
+/**
+ * What a worker looks like from outside, before it is given a job. Its own word does not count: /proc is the
+ * kernel's. Landlock and MDWE do not show there; the zygote's probe attempted those acts. man 5 proc_pid_status
+ */
+import fs from "node:fs";
+import { JailError } from "./errors.js";
+import type { JailPlan } from "./plan.js";
+import { WORKER_SOCKET_FD } from "./seccomp.js";
+
+export interface Attested {
+  /** RLIMIT_DATA counts these, bytes. */
+  vmDataBytes: number;
+  /** Memory of the image that the worker began with: high-water mark, bytes. */
+  vmPeakRssBytes: number;
+  filters: number;
+}
+
+const SPACES = { user: "user", pid: "pid", mount: "mnt", net: "net", ipc: "ipc", uts: "uts", cgroup: "cgroup" } as const;
+let ownSpaces: Readonly<Record<string, string>> | undefined;
+
+const space = (pid: number | "self", name: string): string => fs.readlinkSync(`/proc/${pid}/ns/${name}`);
+
+/**
+ * Reads the worker's status, namespaces, descriptors and (when asked: once per zygote, forks being alike) its memory
+ * map. Throws JailError("attestation") naming the first difference; the caller then kills the worker.
+ */
+export function attest(pid: number, plan: JailPlan, inherited: number, withMaps: boolean): Attested {
+  const on = (layer: JailPlan["without"][number]) => !plan.without.includes(layer);
+  const differs = (what: string): never => {
+    throw new JailError("attestation", `worker ${pid}: ${what}`);
+  };
+  const status = fs.readFileSync(`/proc/${pid}/status`, "latin1");
+  const field = (name: string): string => {
+    const at = status.indexOf(`\n${name}:`);
+    return at < 0 ? "" : status.slice(at + name.length + 2, status.indexOf("\n", at + 1)).trim();
+  };
+  const expect = (name: string, want: string) => {
+    const got = field(name);
+    if (got !== want) differs(`${name} is "${got}", not "${want}"`);
+  };
+  const filters = Number(field("Seccomp_filters"));
+  if (on("seccomp") && filters !== inherited + 1) {
+    differs(`it has ${filters} seccomp filters, not ${inherited + 1}`);
+  }
+  if (on("no-new-privs")) expect("NoNewPrivs", "1");
+  if (on("capabilities")) {
+    for (const set of ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"]) expect(set, "0000000000000000");
+  }
+  expect("Threads", "1");
+  if (plan.ids.kind === "high" && /^0\b|\s0\b/.test(field("Uid"))) differs("it has the host's uid 0");
+  ownSpaces ??= Object.fromEntries(Object.values(SPACES).map((name) => [name, space("self", name)]));
+  for (const [layer, name] of Object.entries(SPACES)) {
+    if (on(`${layer as keyof typeof SPACES}-namespace`) && space(pid, name) === ownSpaces[name]) {
+      differs(`it shares the host's ${layer} namespace`);
+    }
+  }
+  const fds = fs.readdirSync(`/proc/${pid}/fd`);
+  if (fds.length !== 1 || fds[0] !== String(WORKER_SOCKET_FD)) differs(`its open descriptors are ${fds.join(", ")}`);
+  if (withMaps && on("sealed-code")) {
+    for (const line of fs.readFileSync(`/proc/${pid}/maps`, "latin1").split("\n")) {
+      if (/^[0-9a-f]+-[0-9a-f]+ .wx/.test(line)) differs("a page is writable and executable");
+    }
+  }
+  const kib = (name: string) => Number.parseInt(field(name), 10) * 1024;
+  return { vmDataBytes: kib("VmData"), vmPeakRssBytes: kib("VmHWM"), filters };
+}
+
+/** How many filters a process has: the zygote's count, that every worker must exceed by one. */
+export function filterCount(pid: number | "self"): number {
+  const match = /^Seccomp_filters:\s*(\d+)/m.exec(fs.readFileSync(`/proc/${pid}/status`, "latin1"));
+  if (match === null) throw new JailError("attestation", "this kernel does not tell Seccomp_filters (Linux 5.9)");
+  return Number(match[1]);
+}

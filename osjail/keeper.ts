@@ -1,0 +1,140 @@
+/**
+ * The zygote's unjailed parent. It makes the cgroups, creates the zygote in its namespaces, writes the id maps that a
+ * jailed process may not write for itself, and then waits for one of two ends: the supervisor's (its sockets hang up)
+ * or the zygote's. Either way it leaves nothing behind. It never reads what the supervisor or a worker sends.
+ */
+import fs from "node:fs";
+import { CLONE, CLONE_ARGS, O, POLL, POLLFD, SIG, SIGSET_SIZE, WAIT } from "./abi/linux.js";
+import { CgroupTree, detectCgroups, REAL_FILES, sweepCgroups } from "./cgroup.js";
+import { JailError, type JailErrorCode } from "./errors.js";
+import { Memory, sys, trySys } from "./libc.ffi.js";
+import type { JailPlan } from "./plan.js";
+import { exitGroup, runZygote, type WorkerMain, type ZygoteEvent } from "./zygote.js";
+
+/** Descriptors that the supervisor hands over when it starts the keeper. */
+export const EVENTS_FD = 3;
+export const COMMANDS_FD = 4;
+
+/** Becomes keeper and zygote; returns in neither. `main` runs in every worker after its lock-down. */
+export function keep(plan: JailPlan, main: WorkerMain): never {
+  const tell = (event: ZygoteEvent): void => void fs.writeSync(EVENTS_FD, `${JSON.stringify(event)}\n`);
+  let tree: CgroupTree | undefined;
+  try {
+    if (plan.ids.kind === "high") sys("setgroups", 0, 0);
+    tree = makeCgroups(plan);
+    const join = tree?.openJoin() ?? [];
+    tell({ event: "tree", cgroups: tree?.slots ?? [] });
+    const go = new Memory(8);
+    sys("pipe2", go, O.CLOEXEC);
+    const [wait, start] = [go.bytes.readInt32LE(0), go.bytes.readInt32LE(4)];
+    const { pid, pidfd } = cloneZygote(plan);
+    if (pid === 0) {
+      // Blocks until the maps are written; a keeper that failed has closed the pipe, which reads as nothing.
+      sys("close", start);
+      if (trySys("read", wait, new Memory(1), 1) !== 1) exitGroup(1);
+      sys("close", wait);
+      runZygote(
+        plan,
+        { commands: COMMANDS_FD, tell, join },
+        main,
+      );
+    }
+    sys("close", COMMANDS_FD);
+    writeIdMaps(plan, pid);
+    sys("write", start, new Memory("+"), 1);
+    waitForTheEnd(pidfd);
+    tree?.remove();
+    return exitGroup(0);
+  } catch (error) {
+    const code: JailErrorCode = error instanceof JailError ? error.code : "zygote-start";
+    try {
+      tree?.remove();
+    } finally {
+      tell({ event: "failed", code, message: error instanceof Error ? error.message : String(error) });
+      exitGroup(1);
+    }
+  }
+}
+
+function makeCgroups(plan: JailPlan): CgroupTree | undefined {
+  if (plan.cgroup === undefined) return undefined;
+  const support = detectCgroups(REAL_FILES, [process.pid, process.ppid]);
+  if (!support.available) throw new JailError("cgroup", support.reason);
+  sweepCgroups(support);
+  return CgroupTree.create(support, plan.cgroup);
+}
+
+/**
+ * A raw clone gives the zygote exactly one thread, so that what follows applies to all of it; unshare(2) in a
+ * multi-threaded Node answers EINVAL.
+ */
+function cloneZygote(plan: JailPlan): { pid: number; pidfd: number } {
+  const off = (layer: JailPlan["without"][number]) => plan.without.includes(layer);
+  let flags: number = CLONE.PIDFD + CLONE.NEWUSER;
+  if (!off("pid-namespace")) flags += CLONE.NEWPID;
+  flags += CLONE.NEWNS;
+  if (!off("net-namespace")) flags += CLONE.NEWNET;
+  if (!off("ipc-namespace")) flags += CLONE.NEWIPC;
+  if (!off("uts-namespace")) flags += CLONE.NEWUTS;
+  if (!off("cgroup-namespace")) flags += CLONE.NEWCGROUP;
+  if (plan.timeNamespace && !off("time-namespace")) flags += CLONE.NEWTIME;
+  const args = new Memory(CLONE_ARGS.size);
+  const pidfd = new Memory(8);
+  args.bytes.writeBigUInt64LE(BigInt(flags), CLONE_ARGS.flags);
+  args.bytes.writeBigUInt64LE(BigInt(pidfd.address), CLONE_ARGS.pidfd);
+  args.bytes.writeBigUInt64LE(BigInt(SIG.CHLD), CLONE_ARGS.exit_signal);
+  const pid = trySys("clone3", args, CLONE_ARGS.size);
+  if (pid < 0) {
+    throw new JailError("user-namespace", `clone3 with new namespaces was refused (errno ${-pid})`);
+  }
+  return { pid, pidfd: pidfd.bytes.readInt32LE(0) };
+}
+
+/**
+ * Root gives the zygote an unprivileged id that nobody else has; an ordinary user can only map its own. setgroups is
+ * denied first: with it a process could drop a group that a file's mode excludes. man 7 user_namespaces
+ */
+function writeIdMaps(plan: JailPlan, pid: number): void {
+  const [uid, gid] =
+    plan.ids.kind === "own"
+      ? [plan.ids.uid, plan.ids.gid]
+      : [unusedId("/proc/self/uid_map"), unusedId("/proc/self/gid_map")];
+  try {
+    fs.writeFileSync(`/proc/${pid}/setgroups`, "deny");
+    fs.writeFileSync(`/proc/${pid}/uid_map`, `0 ${uid} 1`);
+    fs.writeFileSync(`/proc/${pid}/gid_map`, `0 ${gid} 1`);
+  } catch (error) {
+    throw new JailError("user-namespace", `the id map was refused: ${(error as Error).message}`, { cause: error });
+  }
+}
+
+const HIGH_IDS = 0x7000_0000;
+
+/** An id of our own, by our pid; inside a container the top of the ids that it has. */
+function unusedId(map: string): number {
+  const wanted = HIGH_IDS + process.pid;
+  let top = 0;
+  for (const line of fs.readFileSync(map, "latin1").split("\n")) {
+    const [first = NaN, , count = NaN] = line.trim().split(/\s+/).map(Number);
+    if (wanted >= first && wanted < first + count) return wanted;
+    if (first + count > top) top = first + count;
+  }
+  const spread = Math.min(top - 1, 16_384);
+  if (spread < 2) throw new JailError("user-namespace", "this container has no id but root's to give to a jail");
+  return top - 2 - (process.pid % (spread - 1));
+}
+
+/** Blocks until the zygote has ended; ends it if the supervisor goes first. man 2 pidfd_open "poll" */
+function waitForTheEnd(pidfd: number): void {
+  const fds = new Memory(2 * POLLFD.size);
+  fds.bytes.writeInt32LE(EVENTS_FD, POLLFD.fd); // no event asked for: only a hang-up is told
+  fds.bytes.writeInt32LE(pidfd, POLLFD.size + POLLFD.fd);
+  fds.bytes.writeInt16LE(POLL.IN, POLLFD.size + POLLFD.events);
+  for (;;) {
+    trySys("ppoll", fds, 2, 0, 0, SIGSET_SIZE);
+    if (fds.bytes.readInt16LE(POLLFD.revents) !== 0) trySys("pidfd_send_signal", pidfd, SIG.KILL, 0, 0);
+    else if (fds.bytes.readInt16LE(POLLFD.size + POLLFD.revents) === 0) continue;
+    trySys("wait4", -1, 0, WAIT.__WALL, 0);
+    return;
+  }
+}

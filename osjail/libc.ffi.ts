@@ -1,0 +1,120 @@
+/**
+ * The one file that loads the FFI library: raw system calls, and memory whose address the kernel may be told.
+ * Whatever can hand the kernel a pointer lives behind this file, so a reader knows where memory safety ends.
+ * Everything here is synchronous and works in a forked child that has no event loop.
+ */
+import ffi from "ffi-rs";
+import { SYSCALLS, type Arch, type SyscallName } from "./abi/syscalls.js";
+import { errnoName } from "./abi/linux.js";
+
+const { load, open, DataType } = ffi;
+const { I64, U8Array } = DataType;
+const SEVEN_WORDS = [I64, I64, I64, I64, I64, I64, I64];
+
+let opened = false;
+function libc(): "libc" {
+  // An empty path is dlopen(NULL): the process itself, where libc is mapped already. man 3 dlopen
+  if (!opened) open({ library: "libc", path: "" });
+  opened = true;
+  return "libc";
+}
+
+/** The machine's system-call table. Throws on an architecture that has none here. */
+export function hostArch(): Arch {
+  if (process.arch === "x64") return "x86_64";
+  if (process.arch === "arm64") return "aarch64";
+  throw new Error(`no system-call table for ${process.arch}: x86-64 and arm64 are supported`);
+}
+
+/**
+ * Bytes at a fixed address. The backing store of an ArrayBuffer never moves; it lives as long as this object is
+ * reachable, so whoever passes an address to the kernel keeps the Memory until the call has returned.
+ */
+export class Memory {
+  readonly bytes: Buffer;
+  readonly address: number;
+  constructor(content: number | string | Uint8Array) {
+    this.bytes =
+      typeof content === "number"
+        ? Buffer.from(new ArrayBuffer(Math.max(content, 1)))
+        : typeof content === "string"
+          ? copyOf(Buffer.from(`${content}\0`))
+          : copyOf(content);
+    // ffi-rs has no "address of this Buffer"; memmove(p, p, 0) returns its first argument. man 3 memmove
+    this.address = load({
+      library: libc(),
+      funcName: "memmove",
+      retType: I64,
+      paramsType: [U8Array, U8Array, I64],
+      paramsValue: [this.bytes, this.bytes, 0],
+    });
+  }
+  /** A NULL-terminated vector of pointers to C strings, as execve(2) wants. `kept` holds what it points to. */
+  static vector(strings: readonly string[]): { vector: Memory; kept: Memory[] } {
+    const kept = strings.map((s) => new Memory(s));
+    const vector = new Memory(8 * (strings.length + 1));
+    kept.forEach((s, i) => vector.bytes.writeBigUInt64LE(BigInt(s.address), 8 * i));
+    return { vector, kept };
+  }
+}
+
+function copyOf(bytes: Uint8Array): Buffer {
+  const own = Buffer.from(new ArrayBuffer(Math.max(bytes.length, 1)));
+  own.set(bytes);
+  return own;
+}
+
+/** A system call that the kernel refused. `errno` is the number, `code` its name ("EPERM"). */
+export class KernelError extends Error {
+  override name = "KernelError";
+  readonly code: string;
+  constructor(
+    readonly call: string,
+    readonly errno: number,
+  ) {
+    super(`${call}: ${errnoName(errno)}`);
+    this.code = errnoName(errno);
+  }
+}
+
+type Word = number | Memory;
+
+/** One raw system call by number; the result, or the negative errno as the kernel itself returns it. man 2 syscall */
+export function rawSyscall(nr: number, ...args: Word[]): number {
+  const words = [nr, 0, 0, 0, 0, 0, 0];
+  for (let i = 0; i < args.length; i++) {
+    const word = args[i] as Word;
+    words[i + 1] = typeof word === "number" ? word : word.address;
+  }
+  const answer = load({
+    library: libc(),
+    funcName: "syscall",
+    retType: I64,
+    paramsType: SEVEN_WORDS,
+    paramsValue: words,
+    errno: true,
+  }) as unknown as { value: number; errnoCode: number };
+  return answer.value === -1 ? -answer.errnoCode : answer.value;
+}
+
+let table: Readonly<Record<string, number>> | undefined;
+
+/** The number of a call on this machine; throws for a call that the architecture does not have. */
+export function syscallNumber(name: SyscallName): number {
+  table ??= SYSCALLS[hostArch()];
+  const nr = table[name];
+  if (nr === undefined) throw new Error(`${name} does not exist on ${hostArch()}`);
+  return nr;
+}
+
+/** Like `sys`, but answers -errno instead of throwing: for calls whose failure is an expected answer. */
+export function trySys(name: SyscallName, ...args: Word[]): number {
+  return rawSyscall(syscallNumber(name), ...args);
+}
+
+/** One system call by name. Throws KernelError with the errno; returns the kernel's non-negative answer. */
+export function sys(name: SyscallName, ...args: Word[]): number {
+  const ret = trySys(name, ...args);
+  if (ret < 0) throw new KernelError(name, -ret);
+  return ret;
+}

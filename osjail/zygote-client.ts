@@ -1,0 +1,393 @@
+/**
+ * The supervisor's half of a zygote: starts it, asks it for workers, learns of their deaths, and can look at, limit and
+ * kill each of them without asking anyone. It owns every descriptor that it makes until a method says otherwise.
+ * Nothing here reads a byte that a worker wrote.
+ */
+import fs from "node:fs";
+import net from "node:net";
+import path from "node:path";
+import { F, RLIMIT, SIG, WAIT } from "./abi/linux.js";
+import { attest, filterCount, type Attested } from "./attest.js";
+import { Slot, type SlotPaths } from "./cgroup.js";
+import { COMMAND, DescriptorSocket, socketPair } from "./descriptors.js";
+import { JailError, JAIL_ERRORS, type JailErrorCode } from "./errors.js";
+import { launch, type LaunchFrom } from "./launch.js";
+import { KernelError, Memory, sys, trySys } from "./libc.ffi.js";
+import type { JailPlan } from "./plan.js";
+import type { Probes, ZygoteEvent } from "./zygote.js";
+import type { Refusal } from "./seccomp.js";
+
+/** How a worker's process ended, as the kernel told the zygote. */
+export interface WorkerExit {
+  /** Wait status (man 2 wait), or undefined when the zygote was lost and nobody could wait. */
+  status: number | undefined;
+  cpuMs: number;
+  maxRssBytes: number;
+  /** Number of the system call that was refused, where one was. */
+  refusedCall: number | undefined;
+}
+
+export interface ZygoteOptions {
+  plan: JailPlan;
+  /** Module whose main calls `keep`; it gets `setup` as JSON in its first argument. */
+  main: string;
+  setup: Readonly<Record<string, unknown>>;
+  nodeFlags: readonly string[];
+  launchFrom: LaunchFrom;
+  /** Start inside an own delegated scope of the user's systemd. man 1 systemd-run */
+  systemdScope: boolean;
+  /** Environment that systemd-run needs to find the user's manager; the zygote itself gets none of it. */
+  scopeEnv: Readonly<Record<string, string>>;
+}
+
+const textOf = (error: unknown) => (error instanceof Error ? error.message : String(error));
+
+export class Zygote {
+  readonly plan: JailPlan;
+  /** Settles when keeper and zygote are gone and their cgroups removed. Never rejects. */
+  readonly ended: Promise<void>;
+  refusal: Refusal = "trace";
+  probes: Probes | undefined;
+  alive = true;
+  /** Workers ever forked. */
+  forks = 0;
+  readonly #events: net.Socket;
+  readonly #commands: DescriptorSocket;
+  readonly #diagnostics: number;
+  readonly #pid: number;
+  readonly #workers = new Map<number, JailedWorker>();
+  readonly #waitingForPidfd = new Map<number, JailedWorker>();
+  #slots: Slot[] = [];
+  #freeSlots: number[] = [];
+  #inheritedFilters = 0;
+  #mapsAttested = false;
+  #failure: JailError | undefined;
+  #ready!: { resolve: () => void; reject: (error: Error) => void };
+  #end!: () => void;
+
+  private constructor(plan: JailPlan, pid: number, events: number, commands: number, diagnostics: number) {
+    this.plan = plan;
+    this.#pid = pid;
+    this.#commands = new DescriptorSocket(commands);
+    this.#diagnostics = diagnostics;
+    this.ended = new Promise((resolve) => (this.#end = resolve));
+    this.#events = new net.Socket({ fd: events, readable: true, writable: false });
+    let rest = "";
+    this.#events.setEncoding("utf8").on("data", (chunk: string) => {
+      const lines = (rest + chunk).split("\n");
+      rest = lines.pop() ?? "";
+      for (const line of lines) this.#hear(JSON.parse(line) as ZygoteEvent);
+    });
+    this.#events.on("error", () => {}); // a reset is followed by close, which says all there is to say
+    this.#events.on("close", () => this.#gone());
+  }
+
+  /** Starts keeper and zygote and waits until the probes have passed. Throws JailError; leaves nothing behind then. */
+  static async start(options: ZygoteOptions): Promise<Zygote> {
+    if (path.basename(process.execPath).startsWith("node") === false) {
+      throw new JailError("not-node", `${process.execPath} is not Node.js`);
+    }
+    const [events, keeperEvents] = socketPair();
+    const [commands, keeperCommands] = socketPair();
+    const pipe = new Memory(8);
+    sys("pipe2", pipe, 0x80000); // O_CLOEXEC
+    const [diagnostics, stderr] = [pipe.bytes.readInt32LE(0), pipe.bytes.readInt32LE(4)];
+    sys("fcntl", diagnostics, F.SETFL, 0x800); // O_NONBLOCK, on the reading end alone
+    const node = [...options.nodeFlags, options.main, JSON.stringify(options.setup)];
+    const [command, ...args] = options.systemdScope
+      ? ["systemd-run", "--user", "--scope", "--quiet", "--collect", "-p", "Delegate=yes", "--", "/usr/bin/env", "-i", "TZ=UTC", process.execPath, ...node] // prettier-ignore
+      : [process.execPath, ...node];
+    let pid: number;
+    try {
+      pid = await launch(
+        {
+          command: command as string,
+          args,
+          env: options.systemdScope ? options.scopeEnv : { TZ: "UTC" },
+          stdio: ["ignore", "ignore", stderr, keeperEvents, keeperCommands],
+        },
+        options.launchFrom,
+      );
+    } catch (error) {
+      for (const fd of [events, commands, diagnostics]) sys("close", fd);
+      throw new JailError("zygote-start", textOf(error), { cause: error });
+    } finally {
+      for (const fd of [keeperEvents, keeperCommands, stderr]) sys("close", fd);
+    }
+    const zygote = new Zygote(options.plan, pid, events, commands, diagnostics);
+    await new Promise<void>((resolve, reject) => (zygote.#ready = { resolve, reject }));
+    zygote.#events.unref(); // an idle zygote keeps nobody's process alive: its end is ours, by EOF
+    return zygote;
+  }
+
+  /** Room for another worker. */
+  get free(): number {
+    return this.alive ? this.#freeSlots.length : 0;
+  }
+
+  get pid(): number {
+    return this.#pid;
+  }
+
+  /** Asks for a worker; `undefined` when no slot is free or the zygote is gone. Its socket is usable at once. */
+  fork(): JailedWorker | undefined {
+    const slot = this.alive ? this.#freeSlots.pop() : undefined;
+    if (slot === undefined) return undefined;
+    const [mine, theirs] = socketPair();
+    const id = ++this.forks;
+    let sent = false;
+    try {
+      sent = this.#commands.send({ command: COMMAND.FORK, id, slot, fd: theirs }, false);
+    } catch (error) {
+      if (!(error instanceof KernelError)) throw error; // EPIPE: the zygote is going; close will be heard
+    } finally {
+      sys("close", theirs);
+    }
+    if (!sent) {
+      sys("close", mine);
+      this.#freeSlots.push(slot);
+      return undefined;
+    }
+    const worker = new JailedWorker(this, id, slot, mine, this.#slots[slot]);
+    this.#workers.set(id, worker);
+    this.#waitingForPidfd.set(id, worker);
+    return worker;
+  }
+
+  /** Checks a parked worker from outside, arms its limits, and says what it measured. Throws JailError. */
+  attest(worker: JailedWorker, limits: WorkerLimits): Attested {
+    const seen = attest(worker.pid, this.plan, this.#inheritedFilters, !this.#mapsAttested);
+    this.#mapsAttested = true;
+    worker.arm(seen, limits);
+    return seen;
+  }
+
+  /** Fallback of the pidfd, should the kernel refuse us the signal. */
+  killByZygote(id: number): void {
+    try {
+      this.#commands.send({ command: COMMAND.KILL, id, slot: 0, fd: undefined }, false);
+    } catch {
+      // the zygote is gone, and its workers with it
+    }
+  }
+
+  /** Ends the zygote and every worker, and waits until nothing of them is left. */
+  async stop(): Promise<void> {
+    if (this.alive) {
+      this.alive = false;
+      this.#events.ref();
+      for (const worker of this.#workers.values()) worker.kill();
+      try {
+        this.#commands.send({ command: COMMAND.STOP, id: 0, slot: 0, fd: undefined }, false);
+      } catch {
+        // already gone: `close` comes by itself
+      }
+    }
+    await this.ended;
+  }
+
+  #hear(event: ZygoteEvent): void {
+    switch (event.event) {
+      case "tree":
+        this.#slots = (event.cgroups as SlotPaths[]).map((paths) => Slot.open(paths));
+        this.#freeSlots = Array.from({ length: this.plan.slots }, (_, i) => this.plan.slots - 1 - i);
+        return;
+      case "ready":
+        this.refusal = event.refusal;
+        this.probes = event.probes;
+        this.#inheritedFilters = filterCount(this.#pid);
+        return this.#ready.resolve();
+      case "forked":
+        return this.#takePidfd();
+      case "exit": {
+        const worker = this.#workers.get(event.id);
+        if (worker === undefined) return;
+        this.#forget(worker, {
+          status: event.status,
+          cpuMs: (event.userUs + event.systemUs) / 1000,
+          maxRssBytes: event.maxRssKb * 1024,
+          refusedCall: event.nr,
+        });
+        return;
+      }
+      case "failed":
+        this.#failure = new JailError(
+          event.code in JAIL_ERRORS ? (event.code as JailErrorCode) : "zygote-start",
+          event.message,
+        );
+    }
+  }
+
+  #takePidfd(): void {
+    const record = this.#commands.receive(false);
+    if (record === undefined || record.fd === undefined) return;
+    const worker = this.#waitingForPidfd.get(record.id);
+    this.#waitingForPidfd.delete(record.id);
+    if (worker === undefined || !worker.adopt(record.fd)) sys("close", record.fd);
+  }
+
+  #forget(worker: JailedWorker, exit: WorkerExit): void {
+    // The pidfd may still be on its way when a worker dies at once: its record must not meet another worker.
+    this.#workers.delete(worker.id);
+    worker.finish(exit);
+    if (this.alive) this.#freeSlots.push(worker.slot);
+  }
+
+  #gone(): void {
+    const orderly = !this.alive;
+    this.alive = false;
+    const said = orderly ? "" : this.#lastWords();
+    sys("close", this.#commands.fd);
+    sys("close", this.#diagnostics);
+    this.#ready?.reject(this.#failure ?? new JailError("zygote-start", `the zygote did not start. ${said}`.trim()));
+    for (const worker of this.#workers.values()) {
+      worker.finish({ status: undefined, cpuMs: 0, maxRssBytes: 0, refusedCall: undefined });
+    }
+    this.#workers.clear();
+    for (const slot of this.#slots) slot.close();
+    trySys("wait4", this.#pid, 0, WAIT.WNOHANG, 0); // EOF came from its exit; nobody else waits for it
+    this.#end();
+  }
+
+  /** What the keeper wrote to its standard error, should it have crashed: at most 4 KiB. */
+  #lastWords(): string {
+    const buffer = new Memory(4096);
+    const got = trySys("read", this.#diagnostics, buffer, 4096);
+    return got > 0 ? `Its last words: ${buffer.bytes.toString("utf8", 0, got)}` : "";
+  }
+}
+
+/** What a parked worker is held to until a job asks for less. */
+export interface WorkerLimits {
+  /** Memory that it may add to the image it began with, bytes. */
+  dataBytes: number;
+  /** Memory charged to its cgroup, bytes. */
+  cgroupBytes: number;
+  /** Seconds of CPU after which the kernel kills it, whatever the supervisor does. */
+  cpuSeconds: number;
+}
+
+/** One forked process. `kill` and the clocks work from outside; nothing needs the worker's cooperation. */
+export class JailedWorker {
+  readonly socket: net.Socket;
+  readonly exited: Promise<WorkerExit>;
+  /** Host pid; 0 until the zygote has reported the fork. */
+  pid = 0;
+  /** Settles when `pid` is known; rejects if the worker ended before. */
+  readonly forked: Promise<void>;
+  dead = false;
+  #vmDataBytes = 0;
+  #armed: WorkerLimits | undefined;
+  #imageRssBytes = 0;
+  #pidfd = -1;
+  #peakReset = false;
+  #oomKillsBefore = 0;
+  #finish!: (exit: WorkerExit) => void;
+  #forked!: { resolve: () => void; reject: (error: Error) => void };
+
+  constructor(
+    readonly zygote: Zygote,
+    readonly id: number,
+    readonly slot: number,
+    fd: number,
+    readonly cgroup: Slot | undefined,
+  ) {
+    this.socket = new net.Socket({ fd, readable: true, writable: true });
+    this.socket.unref();
+    this.exited = new Promise((resolve) => (this.#finish = resolve));
+    this.forked = new Promise((resolve, reject) => (this.#forked = { resolve, reject }));
+    this.forked.catch(() => {}); // whoever awaits it hears of it; a worker that nobody awaits is no fault
+  }
+
+  /** Takes the pidfd that the zygote sent; false if the worker has ended meanwhile (the caller closes it). */
+  adopt(pidfd: number): boolean {
+    if (this.dead) return false;
+    this.#pidfd = pidfd;
+    const info = fs.readFileSync(`/proc/self/fdinfo/${pidfd}`, "latin1");
+    this.pid = Number(/^Pid:\s*(-?\d+)/m.exec(info)?.[1] ?? 0);
+    this.#forked.resolve();
+    return true;
+  }
+
+  /** Remembers what the image weighs and sets the limits from outside. man 2 prlimit */
+  arm(seen: Attested, limits: WorkerLimits): void {
+    this.#vmDataBytes = seen.vmDataBytes;
+    this.#imageRssBytes = seen.vmPeakRssBytes;
+    this.limit(limits);
+    if (this.cgroup !== undefined) {
+      this.#peakReset = this.cgroup.resetPeak();
+      this.#oomKillsBefore = this.cgroup.oomKills();
+    }
+  }
+
+  /** Sets what differs from what is armed already. */
+  limit(limits: WorkerLimits): void {
+    if (!this.zygote.plan.without.includes("rlimits")) {
+      if (this.#armed?.dataBytes !== limits.dataBytes) this.#rlimit(RLIMIT.DATA, this.#vmDataBytes + limits.dataBytes);
+      if (this.#armed?.cpuSeconds !== limits.cpuSeconds) this.#rlimit(RLIMIT.CPU, limits.cpuSeconds);
+    }
+    if (this.#armed?.cgroupBytes !== limits.cgroupBytes) {
+      this.cgroup?.setLimits({ memoryBytes: limits.cgroupBytes, pids: 1 });
+    }
+    this.#armed = limits;
+  }
+
+  #rlimit(resource: number, value: number): void {
+    const limit = new Memory(16);
+    limit.bytes.writeBigUInt64LE(BigInt(value), 0);
+    limit.bytes.writeBigUInt64LE(BigInt(value), 8);
+    sys("prlimit64", this.pid, resource, limit, 0);
+  }
+
+  /** CPU time used since the fork, ms, by the kernel's clock of that process; undefined once it is gone. */
+  cpuMs(): number | undefined {
+    // CLOCK of another process: the complement of its pid, shifted, with CPUCLOCK_SCHED. man 3 clock_getcpuclockid
+    const time = new Memory(16);
+    if (this.pid === 0 || trySys("clock_gettime", (~this.pid << 3) | 2, time) < 0) return undefined;
+    return Number(time.bytes.readBigInt64LE(0)) * 1000 + Number(time.bytes.readBigInt64LE(8)) / 1e6;
+  }
+
+  /**
+   * Most memory that the run held, bytes: the cgroup's peak where it can be reset between workers, else the process's
+   * high-water mark less that of the image (`exit` needed once the process is gone).
+   */
+  peakBytes(exit?: WorkerExit): number {
+    if (this.cgroup !== undefined && this.#peakReset) {
+      const peak = this.cgroup.peakBytes();
+      if (peak !== undefined) return peak;
+    }
+    const rss = exit?.maxRssBytes ?? this.#highWaterMark();
+    return Math.max(0, rss - this.#imageRssBytes);
+  }
+
+  #highWaterMark(): number {
+    try {
+      const match = /^VmHWM:\s*(\d+)/m.exec(fs.readFileSync(`/proc/${this.pid}/status`, "latin1"));
+      return match === null ? 0 : Number(match[1]) * 1024;
+    } catch {
+      return 0; // it ended meanwhile: its exit tells
+    }
+  }
+
+  /** Whether the cgroup killed for memory since this worker was armed. */
+  oomKilled(): boolean {
+    return this.cgroup !== undefined && this.cgroup.oomKills() > this.#oomKillsBefore;
+  }
+
+  /** SIGKILL by pidfd: never another process of the same number. Harmless when it has ended. man 2 pidfd_send_signal */
+  kill(): void {
+    if (this.dead) return;
+    if (this.#pidfd < 0 || trySys("pidfd_send_signal", this.#pidfd, SIG.KILL, 0, 0) === -1) {
+      this.zygote.killByZygote(this.id);
+    }
+  }
+
+  /** The zygote's word that the process ended. Closes what we hold of it. */
+  finish(exit: WorkerExit): void {
+    if (this.dead) return;
+    this.dead = true;
+    if (this.#pidfd >= 0) sys("close", this.#pidfd);
+    this.#forked.reject(new JailError("zygote-lost", "the worker ended before it was ready"));
+    this.#finish(exit);
+  }
+}

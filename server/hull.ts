@@ -1,0 +1,334 @@
+/**
+ * Where workers come from: forked by a zygote in the jail, or (explicitly, for development) spawned without a kernel
+ * hull. Both give the same parked worker to the conversation.
+ */
+import type { ChildProcess } from "node:child_process";
+import { spawn } from "node:child_process";
+import type { Duplex } from "node:stream";
+import { fileURLToPath } from "node:url";
+import { WorkerConnection, type ConnectionLimits } from "../hostapi/wire.js";
+import { JailError } from "../osjail/errors.js";
+import { planJail, type HostFacts, type JailPlan } from "../osjail/plan.js";
+import type { Arch } from "../osjail/abi/syscalls.js";
+import type { WorkerExit, Zygote } from "../osjail/zygote-client.js";
+import type { LaunchFrom } from "../osjail/launch.js";
+import { nodeFlags, type EngineKind, type ImageKind } from "./engines.js";
+import { WORKER_OVERHEAD_MB, type Limits } from "./limits.js";
+import type { Layers } from "./outcome.js";
+
+/** What a conversation needs of a process, from outside. */
+export interface WorkerProcess {
+  readonly socket: Duplex & { ref(): unknown; unref(): unknown };
+  readonly exited: Promise<WorkerExit>;
+  cpuMs(): number | undefined;
+  peakBytes(exit?: WorkerExit): number;
+  oomKilled(): boolean;
+  kill(): void;
+}
+
+/** A process that made workers ready: one generation of an engine's image. */
+export interface Hull {
+  readonly alive: boolean;
+  /** Workers that could be made now. */
+  readonly free: number;
+  readonly forks: number;
+  readonly ended: Promise<void>;
+  readonly layers: Layers;
+  /** A worker on its way; undefined when there is no room. Resolves when it is parked and attested. */
+  fork(): Promise<ParkedWorker> | undefined;
+  stop(): Promise<void>;
+}
+
+export interface HullOptions {
+  engine: EngineKind;
+  image: ImageKind;
+  /** The most that any run may ask for. */
+  limits: Limits;
+  slots: number;
+}
+
+const keeperMain = fileURLToPath(new URL("./keeper-main.js", import.meta.url));
+const localMain = fileURLToPath(new URL("./local-main.js", import.meta.url));
+
+/** A worker that waits for its one job. */
+export class ParkedWorker {
+  #handlers: { data: (chunk: Buffer) => void; closed: () => void } | undefined;
+  /** It ended before it got a job: the pool forgets it. */
+  onLost: (() => void) | undefined;
+  cpuSeconds: number;
+  #limited = false;
+
+  constructor(
+    readonly worker: WorkerProcess,
+    readonly connection: WorkerConnection,
+    readonly arch: Arch,
+    maximum: Limits,
+    readonly lower: ((limits: Limits) => void) | undefined,
+  ) {
+    this.cpuSeconds = cpuSecondsFor(maximum);
+    worker.socket.on("data", (chunk: Buffer) => this.#hear(chunk));
+    worker.socket.on("error", () => {}); // EPIPE or a reset: the close that follows says all
+    worker.socket.on("close", () => (this.#handlers === undefined ? this.#lost() : this.#handlers.closed()));
+  }
+
+  /** From outside, before the job: a run may ask for less than the worker parked with. */
+  applyLimits(limits: Limits): void {
+    this.lower?.(limits);
+    this.cpuSeconds = cpuSecondsFor(limits);
+    this.#limited = true;
+  }
+
+  listen(handlers: { data: (chunk: Buffer) => void; closed: () => void }): void {
+    if (!this.#limited) throw new Error("a worker must be limited before it is given a job");
+    this.#handlers = handlers;
+    this.worker.socket.ref();
+  }
+
+  write(frame: Uint8Array): void {
+    if (!this.worker.socket.destroyed) this.worker.socket.write(frame);
+  }
+
+  /** Kills the process and lets go of its socket. */
+  discard(): void {
+    this.worker.kill();
+    this.#handlers = { data: () => {}, closed: () => {} };
+    this.worker.socket.unref();
+    this.worker.socket.destroy();
+  }
+
+  #hear(chunk: Buffer): void {
+    if (this.#handlers !== undefined) return this.#handlers.data(chunk);
+    this.#lost(); // a parked worker has nothing to say
+  }
+
+  #lost(): void {
+    this.discard();
+    this.onLost?.();
+  }
+}
+
+function cpuSecondsFor(limits: Limits): number {
+  return Math.ceil(limits.cpuMs / 1000) + 1;
+}
+
+const MiB = 1024 * 1024;
+
+export function connectionLimits(limits: Limits): ConnectionLimits {
+  const largest = Math.max(limits.resultBytes, limits.callBytes);
+  return {
+    // The codec counts UTF-16 units, of which one may take three bytes; a log line may take a MiB.
+    maxTextBytes: 3 * largest + MiB,
+    maxBlobBytes: largest,
+    maxFrames: 100_000 + 4 * limits.hostCalls,
+    maxBytesIn: 16 * MiB + 4 * limits.resultBytes + 8 * limits.logBytes + limits.hostCalls * limits.callBytes,
+    // Timers make calls too; the broker's limit on host calls is counted apart.
+    maxCalls: 1_000_000 + limits.hostCalls,
+    maxInFlight: limits.hostCallsInFlight + 1024,
+  };
+}
+
+// ---- the jail -------------------------------------------------------------------------------------------------------
+
+export interface JailOptions extends HullOptions {
+  host: HostFacts;
+  requireCgroup: boolean;
+  coreScheduling: boolean;
+  speculation: boolean;
+  launchFrom: LaunchFrom;
+  systemdScope: boolean;
+  scopeEnv: Readonly<Record<string, string>>;
+}
+
+/** Starts a zygote for the engine. Throws JailError naming the layer that is missing. */
+export async function startJail(options: JailOptions): Promise<Hull> {
+  const { limits, engine } = options;
+  const cgroupBytes = (memoryMb: number) => (memoryMb + WORKER_OVERHEAD_MB) * MiB;
+  const plan: JailPlan = planJail(options.host, {
+    profile: engine,
+    requireCgroup: options.requireCgroup,
+    slots: options.slots,
+    maxMemoryBytes: cgroupBytes(limits.memoryMb),
+    coreScheduling: options.coreScheduling,
+    speculation: options.speculation,
+    without: [],
+  });
+  const { Zygote } = await import("../osjail/zygote-client.js");
+  const zygote = await Zygote.start({
+    plan,
+    main: keeperMain,
+    setup: { plan, engine, memoryMb: limits.memoryMb },
+    nodeFlags: nodeFlags(options.image),
+    launchFrom: options.launchFrom,
+    systemdScope: options.systemdScope,
+    scopeEnv: options.scopeEnv,
+  });
+  return new JailHull(zygote, options);
+}
+
+class JailHull implements Hull {
+  readonly layers: Layers;
+  constructor(
+    readonly zygote: Zygote,
+    readonly options: JailOptions,
+  ) {
+    this.layers = { hull: "double", engine: options.engine, kernel: zygote.plan.layers };
+  }
+  get alive(): boolean {
+    return this.zygote.alive;
+  }
+  get free(): number {
+    return this.zygote.free;
+  }
+  get forks(): number {
+    return this.zygote.forks;
+  }
+  get ended(): Promise<void> {
+    return this.zygote.ended;
+  }
+  stop(): Promise<void> {
+    return this.zygote.stop();
+  }
+
+  fork(): Promise<ParkedWorker> | undefined {
+    const worker = this.zygote.fork();
+    if (worker === undefined) return undefined;
+    const { limits, engine } = this.options;
+    // QuickJS's first 16 MiB are in the image already: RLIMIT_DATA counts what comes on top.
+    const inImage = engine === "quickjs" ? 16 : 0;
+    const workerLimits = (wanted: Limits) => ({
+      dataBytes: (wanted.memoryMb - inImage + WORKER_OVERHEAD_MB) * MiB,
+      cgroupBytes: (wanted.memoryMb + WORKER_OVERHEAD_MB) * MiB,
+      cpuSeconds: cpuSecondsFor(wanted),
+    });
+    const parked = awaitParked(worker, limits, (connection) => {
+      const lower = (wanted: Limits) => worker.limit(workerLimits(wanted));
+      return new ParkedWorker(worker, connection, this.zygote.plan.arch, limits, lower);
+    });
+    return parked.then(async (ready) => {
+      try {
+        await worker.forked;
+        this.zygote.attest(worker, workerLimits(limits));
+        return ready;
+      } catch (error) {
+        ready.discard();
+        throw error;
+      }
+    });
+  }
+}
+
+/** Waits for the one `parked` message; anything else, or the end, is a worker that never was. */
+function awaitParked(
+  worker: WorkerProcess,
+  limits: Limits,
+  make: (connection: WorkerConnection) => ParkedWorker,
+): Promise<ParkedWorker> {
+  const connection = new WorkerConnection({ limits: connectionLimits(limits), knows: () => false });
+  return new Promise((resolve, reject) => {
+    const { socket } = worker;
+    const failed = (why: string) => {
+      worker.kill();
+      socket.destroy();
+      reject(new JailError("zygote-lost", why));
+    };
+    const onClose = () => failed("a worker ended before it was parked");
+    socket.once("close", onClose);
+    socket.on("error", () => {}); // the close that follows is heard
+    socket.once("data", (chunk: Buffer) => {
+      socket.off("close", onClose);
+      try {
+        connection.feed(chunk);
+        if (connection.state !== "parked") throw new Error("not parked");
+      } catch (error) {
+        return failed(`a worker said something else than parked: ${String(error)}`);
+      }
+      resolve(make(connection));
+    });
+  });
+}
+
+// ---- no kernel hull -------------------------------------------------------------------------------------------------
+
+/** The same worker main in a spawned process. No layer of the kernel holds anything: for development only. */
+export async function startLocal(options: HullOptions): Promise<Hull> {
+  return Promise.resolve(new LocalHull(options));
+}
+
+class LocalHull implements Hull {
+  readonly layers: Layers;
+  readonly ended: Promise<void>;
+  alive = true;
+  forks = 0;
+  #living = 0;
+  #end!: () => void;
+  readonly #children = new Set<LocalWorker>();
+  constructor(readonly options: HullOptions) {
+    this.layers = { hull: "language-only", engine: options.engine, kernel: [] };
+    this.ended = new Promise((resolve) => (this.#end = resolve));
+  }
+  get free(): number {
+    return this.alive ? this.options.slots - this.#living : 0;
+  }
+  fork(): Promise<ParkedWorker> | undefined {
+    if (this.free <= 0) return undefined;
+    this.forks++;
+    this.#living++;
+    const setup = JSON.stringify({ engine: this.options.engine, memoryMb: this.options.limits.memoryMb });
+    const child = spawn(process.execPath, [...nodeFlags("fast-start"), localMain, setup], {
+      env: { TZ: "UTC" },
+      stdio: ["ignore", "ignore", "ignore", "pipe"],
+    });
+    const worker = new LocalWorker(child);
+    this.#children.add(worker);
+    void worker.exited.then(() => {
+      this.#living--;
+      this.#children.delete(worker);
+      if (!this.alive && this.#living === 0) this.#end();
+    });
+    return awaitParked(worker, this.options.limits, (connection) => {
+      const arch = process.arch === "arm64" ? "aarch64" : "x86_64";
+      return new ParkedWorker(worker, connection, arch, this.options.limits, undefined);
+    });
+  }
+  async stop(): Promise<void> {
+    this.alive = false;
+    if (this.#living === 0) this.#end();
+    for (const worker of this.#children) worker.kill();
+    await this.ended;
+  }
+}
+
+class LocalWorker implements WorkerProcess {
+  readonly socket: WorkerProcess["socket"];
+  readonly exited: Promise<WorkerExit>;
+  constructor(readonly child: ChildProcess) {
+    this.socket = child.stdio[3] as unknown as WorkerProcess["socket"];
+    child.unref();
+    this.socket.unref();
+    this.exited = new Promise((resolve) => {
+      const ended = (code: number | null, signal: NodeJS.Signals | null) =>
+        resolve({
+          // As a wait status; only SIGKILL and "some signal" need telling apart without a kernel hull.
+          status: signal === null ? (code ?? 1) << 8 : signal === "SIGKILL" ? 9 : 6,
+          cpuMs: 0,
+          maxRssBytes: 0,
+          refusedCall: undefined,
+        });
+      child.once("exit", ended);
+      child.once("error", () => ended(127, null));
+    });
+  }
+  /** Not measured here: without the kernel hull only the wall clock counts. */
+  cpuMs(): undefined {
+    return undefined;
+  }
+  peakBytes(): number {
+    return 0;
+  }
+  oomKilled(): boolean {
+    return false;
+  }
+  kill(): void {
+    this.child.kill("SIGKILL");
+  }
+}

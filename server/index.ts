@@ -1,0 +1,21 @@
+/** doublehull: untrusted JavaScript behind two hulls. */
+export { Sandbox, type RunOptions, type SandboxOptions } from "./sandbox.js";
+export { SandboxError, SANDBOX_ERRORS, type SandboxErrorCode } from "./errors.js";
+export {
+  describeStop,
+  RunCancelled,
+  RunError,
+  RunStopped,
+  ScriptThrew,
+  unwrap,
+  type Layers,
+  type LedgerEntry,
+  type LogEntry,
+  type Outcome,
+  type ScriptError,
+  type Stop,
+  type StopLayer,
+  type StopReason,
+  type Usage,
+} from "./outcome.js";
+export { DEFAULT_LIMITS, FIXED_LIMITS, LIMITS, type LimitName, type Limits } from "./limits.js";

@@ -1,0 +1,74 @@
+/**
+ * Every limit of a run in one table: its unit is in its name, `stops` is the attack behind it. The schema, the help
+ * texts and the documentation are made from this table.
+ */
+import { z } from "zod";
+
+interface LimitRow {
+  default: number;
+  min: number;
+  max: number;
+  stops: string;
+}
+
+export const LIMITS = {
+  wallMs: { default: 1000, min: 10, max: 3_600_000, stops: "waiting and computing without end" },
+  cpuMs: { default: 1000, min: 10, max: 3_600_000, stops: "burning CPU while the wall clock is generous" },
+  memoryMb: { default: 64, min: 16, max: 2048, stops: "allocating until the host swaps (MiB)" },
+  stackKb: { default: 256, min: 16, max: 1024, stops: "recursion without end (KiB of the engine's stack)" },
+  sourceBytes: { default: 1_048_576, min: 1, max: 16_777_216, stops: "sources that take for ever to parse" },
+  resultBytes: { default: 1_048_576, min: 16, max: 67_108_864, stops: "results that fill the supervisor's memory" },
+  logBytes: { default: 65_536, min: 0, max: 16_777_216, stops: "log floods; what is over is cut, not killed" },
+  hostCalls: { default: 1000, min: 0, max: 10_000_000, stops: "hammering capabilities" },
+  hostCallsInFlight: { default: 64, min: 1, max: 10_000, stops: "unanswered calls without end" },
+  callBytes: { default: 1_048_576, min: 16, max: 67_108_864, stops: "arguments that fill the supervisor's memory" },
+} as const satisfies Record<string, LimitRow>;
+
+export type LimitName = keyof typeof LIMITS;
+export type Limits = Record<LimitName, number>;
+
+/** Fixed for every worker and not for sale: attempts end the run, whatever the limits say. */
+export const FIXED_LIMITS = {
+  processes: { value: 1, held: "seccomp, pids cgroup, RLIMIT_NPROC" },
+  openFiles: { value: 1, held: "seccomp, RLIMIT_NOFILE, empty root" },
+} as const;
+
+/** Memory of a worker that is not the guest's: pages of the image that it writes, copies of source and result. */
+export const WORKER_OVERHEAD_MB = 24;
+
+export const DEFAULT_LIMITS = Object.fromEntries(
+  Object.entries(LIMITS).map(([name, row]) => [name, row.default]),
+) as Limits;
+
+const row = (name: LimitName) => {
+  const { min, max } = LIMITS[name];
+  return z
+    .number(`${name} must be a number`)
+    .int(`${name} must be a whole number`)
+    .min(min, `${name} must be at least ${min}`)
+    .max(max, `${name} must be at most ${max}`)
+    .optional();
+};
+
+/** Unknown names and values out of range are errors that name the field. */
+export const limitsSchema = z.strictObject({
+  wallMs: row("wallMs"),
+  cpuMs: row("cpuMs"),
+  memoryMb: row("memoryMb"),
+  stackKb: row("stackKb"),
+  sourceBytes: row("sourceBytes"),
+  resultBytes: row("resultBytes"),
+  logBytes: row("logBytes"),
+  hostCalls: row("hostCalls"),
+  hostCallsInFlight: row("hostCallsInFlight"),
+  callBytes: row("callBytes"),
+} satisfies Record<LimitName, unknown>);
+
+export type PartialLimits = { [K in LimitName]?: number | undefined };
+
+/** Fills in what was not said. `wallMs` above the default raises an unsaid `cpuMs` with it. */
+export function completeLimits(given: PartialLimits, base: Limits = DEFAULT_LIMITS): Limits {
+  const limits = { ...base };
+  for (const name of Object.keys(LIMITS) as LimitName[]) limits[name] = given[name] ?? base[name];
+  return limits;
+}

@@ -1,0 +1,49 @@
+/**
+ * The attacker's engine: the given code runs in the worker's own Node realm after lock-down and may make any system
+ * call. It grades the kernel hull by itself, as if the language hull had fallen. For the lab and the tests; `Sandbox`
+ * cannot name it.
+ */
+import type { Engine, Image } from "../engine/engine.js";
+import { codec } from "../engine/codec.js";
+import { Memory, rawSyscall, syscallNumber } from "../osjail/libc.ffi.js";
+import type { SyscallName } from "../osjail/abi/syscalls.js";
+
+const { encode } = codec();
+
+export interface OwnedTools {
+  /** One raw system call; a negative answer of the kernel comes as ret -1 and errno, as in C. man 2 syscall */
+  syscall(nr: number | SyscallName, ...args: (number | Memory)[]): { ret: number; errno: number };
+  /** Bytes at a fixed address, to be passed in a call. */
+  memory(content: number | string | Uint8Array): Memory;
+  input: unknown;
+}
+
+export const owned: Engine = {
+  boot: async (): Promise<Image> => ({
+    warm: () => void run("return input", undefined),
+    load: (job, send) => ({
+      outstanding: 0,
+      step: () => {
+        try {
+          const value = run(job.source, job.input.wire);
+          const limits = { maxBytes: job.maxResultBytes, maxDepth: 64, maxNodes: 1_000_000, root: "value" };
+          send({ kind: "result", status: "ok", value: encode(value, limits) });
+        } catch (error) {
+          const { name, message, stack = "" } = error as Error;
+          send({ kind: "result", status: "threw", error: { name, message, stack } });
+        }
+      },
+    }),
+  }),
+};
+
+const syscall: OwnedTools["syscall"] = (nr, ...args) => {
+  const ret = rawSyscall(typeof nr === "string" ? syscallNumber(nr) : nr, ...args);
+  return ret < 0 && ret > -4096 ? { ret: -1, errno: -ret } : { ret, errno: 0 };
+};
+
+function run(source: string, input: unknown): unknown {
+  // oxlint-disable-next-line typescript/no-implied-eval, no-new-func -- the attacker's code is meant to run here
+  const attack = new Function("syscall", "memory", "input", "Memory", source) as (...tools: unknown[]) => unknown;
+  return attack(syscall, (content: number | string | Uint8Array) => new Memory(content), input, Memory);
+}

@@ -1,0 +1,435 @@
+/**
+ * The library: untrusted JavaScript in, outcome out. Composes the language hull, the kernel hull and the rules about
+ * who waits for whom; everything hard happens in the modules that it names.
+ */
+import { randomBytes } from "node:crypto";
+import os from "node:os";
+import { z } from "zod";
+import { codec } from "../engine/codec.js";
+import { readHost, type Host } from "../osjail/host.js";
+import type { LaunchFrom } from "../osjail/launch.js";
+import { converse } from "./conversation.js";
+import type { EngineKind, ImageKind } from "./engines.js";
+import { SandboxError } from "./errors.js";
+import { startJail, startLocal, type Hull, type HullOptions } from "./hull.js";
+import { completeLimits, limitsSchema, LIMITS, type LimitName, type Limits, type PartialLimits } from "./limits.js";
+import type { Outcome, ScriptError, Stop } from "./outcome.js";
+import { asSandboxError, Pool, slotsFor } from "./pool.js";
+
+const { encode, isCodecError } = codec();
+const count = (name: string, min: number, max: number) =>
+  z.number(`${name} must be a number`).int(`${name} must be a whole number`).min(min).max(max).optional();
+
+const createSchema = z.strictObject({
+  engine: z.enum(["quickjs"], 'engine must be "quickjs"').optional(),
+  /** `double`: language and kernel. `language-only`: no kernel hull, for development; never chosen automatically. */
+  hull: z.enum(["double", "language-only"], 'hull must be "double" or "language-only"').optional(),
+  /** The most that a run may ask for, and what it gets when it does not ask. */
+  limits: limitsSchema.optional(),
+  /** Refuse to start where no cgroup can be had (the resource layer would be rlimits alone). */
+  requireCgroup: z.boolean().optional(),
+  /** Workers kept ready. */
+  parked: count("parked", 0, 1000),
+  maxConcurrent: count("maxConcurrent", 1, 1000),
+  maxQueue: count("maxQueue", 0, 1_000_000),
+  /** Replace the zygote after so many forks, and after so many minutes. */
+  recycleForks: count("recycleForks", 1, 1_000_000_000),
+  recycleMinutes: z.number("recycleMinutes must be a number").min(0.01).max(10_000).optional(),
+  /** A zygote of its own for every tenant: no shared address-space layout between them. */
+  zygotePerTenant: z.boolean().optional(),
+  /** `fast-start` compiles WebAssembly in 0.05 s, `fast-run` in 0.6 s to code twice as fast; `auto` begins with one and goes on with the other. */
+  image: z.enum(["auto", "fast-start", "fast-run"], 'image must be "auto", "fast-start" or "fast-run"').optional(),
+  /** Start the TypeScript stripper now rather than at the first .ts source. */
+  typescript: z.boolean().optional(),
+  /** Give each worker a core-scheduling cookie of its own: no hyper-thread is shared with it. */
+  coreScheduling: z.boolean().optional(),
+  /** Force speculative-execution controls on for workers. */
+  speculation: z.boolean().optional(),
+});
+
+const runSchema = z.strictObject({
+  input: z.unknown().optional(),
+  type: z.enum(["module", "script"], 'type must be "module" or "script"').optional(),
+  /** File name that stacks show; a name that ends in .ts or .mts means TypeScript. */
+  name: z
+    .string("name must be a string")
+    .min(1)
+    .max(200)
+    .regex(/^[^\0-\x1f]*$/, "name must not hold control characters")
+    .optional(),
+  language: z.enum(["javascript", "typescript"], 'language must be "javascript" or "typescript"').optional(),
+  modules: z.record(z.string().min(1).max(200), z.string("a module's source must be a string")).optional(),
+  limits: limitsSchema.optional(),
+  signal: z.instanceof(AbortSignal, { message: "signal must be an AbortSignal" }).optional(),
+  tenant: z.string("tenant must be a string").max(200).optional(),
+});
+
+export type SandboxOptions = z.input<typeof createSchema>;
+export type RunOptions = z.input<typeof runSchema>;
+
+/** What an entry file knows and the library does not: where the filter may be installed, and the environment. */
+export interface SandboxPowers {
+  launchFrom: LaunchFrom;
+  env: Readonly<Record<string, string | undefined>>;
+}
+
+const MAX_TENANT_ZYGOTES = 16;
+const NO_TENANT = "";
+
+export class Sandbox {
+  readonly #options: z.output<typeof createSchema>;
+  readonly #limits: Limits;
+  readonly #host: Host | undefined;
+  readonly #launchFrom: LaunchFrom;
+  /** One pool, or one per tenant, in the order of their last use. */
+  readonly #pools = new Map<string, Promise<Pool>>();
+  #stripper: Promise<Pool> | undefined;
+  #closed = false;
+  /** An idle sandbox keeps no process alive, a pending run does: workers' own handles come and go meanwhile. */
+  readonly #keepAlive = setInterval(() => {}, 1_000_000_000).unref();
+  #pending = 0;
+
+  private constructor(options: z.output<typeof createSchema>, powers: SandboxPowers) {
+    this.#options = options;
+    this.#limits = completeLimits(options.limits ?? {});
+    this.#host = options.hull === "language-only" ? undefined : readHost(powers.env);
+    this.#launchFrom = powers.launchFrom;
+  }
+
+  /**
+   * Starts the first zygote and resolves when a run could begin. Rejects with SandboxError: `bad-option` naming the
+   * field, `host-cannot` naming the missing layer and its remedy. The caller owns the sandbox and closes it.
+   */
+  static async create(
+    options: SandboxOptions = {},
+    powers: SandboxPowers = { launchFrom: "thread", env: process.env },
+  ): Promise<Sandbox> {
+    const sandbox = new Sandbox(parse(createSchema, options), powers);
+    try {
+      const first = sandbox.#options.zygotePerTenant ? undefined : sandbox.#poolOf(NO_TENANT);
+      if (sandbox.#options.typescript) void sandbox.#strippers().catch(() => {}); // told to the run that needs it
+      await first;
+      return sandbox;
+    } catch (error) {
+      await sandbox.close();
+      throw asSandboxError(error);
+    }
+  }
+
+  /** The limits that a run gets when it does not ask for less. */
+  get limits(): Readonly<Limits> {
+    return { ...this.#limits };
+  }
+
+  /**
+   * Runs a script in a process of its own. Resolves to an Outcome whatever the script does; rejects with SandboxError
+   * only for a mistake of the caller (`bad-option`, `bad-input`, `over-limit`, `closed`) or of this host
+   * (`overloaded`, `host-cannot`). Any number of runs may be under way.
+   */
+  async run(source: string, options: RunOptions = {}): Promise<Outcome> {
+    if (++this.#pending === 1) this.#keepAlive.ref();
+    try {
+      return await this.#run(source, options);
+    } finally {
+      if (--this.#pending === 0) this.#keepAlive.unref();
+    }
+  }
+
+  async #run(source: string, options: RunOptions): Promise<Outcome> {
+    if (this.#closed) throw new SandboxError("closed", "the sandbox is closed");
+    if (typeof source !== "string") {
+      throw new SandboxError("bad-option", "source must be a string", { field: "source" });
+    }
+    const given = parse(runSchema, options);
+    const limits = this.#limitsFor(given.limits ?? {});
+    const input = encodeInput(given.input);
+    const type = given.type ?? "module";
+    const typescript = given.language === "typescript" || (given.language === undefined && isTypeScript(given.name));
+    const name = given.name ?? (typescript ? "script.ts" : "script.js");
+    let modules = Object.entries(given.modules ?? {});
+    const { signal, tenant = NO_TENANT } = given;
+
+    const bytes = modules.reduce((sum, [, text]) => sum + Buffer.byteLength(text), Buffer.byteLength(source));
+    if (bytes > limits.sourceBytes) {
+      return this.#unstarted({ reason: "source", layer: "supervisor", limit: limits.sourceBytes, measured: bytes });
+    }
+    if (typescript || modules.some(([module]) => isTypeScript(module))) {
+      const marked = modules.map(([module, text]) => ({ module, text, strip: isTypeScript(module) }));
+      const toStrip = marked.filter(({ strip }) => strip).map(({ module, text }): [string, string] => [module, text]);
+      if (typescript) toStrip.unshift([name, source]);
+      const stripped = await this.#strip(name, type, toStrip, tenant, signal);
+      if (!Array.isArray(stripped)) return stripped;
+      if (typescript) source = stripped.shift() as string;
+      modules = marked.map(({ module, text, strip }) => [module, strip ? (stripped.shift() as string) : text]);
+    }
+    const pool = await this.#poolOf(tenant);
+    return this.#converse(pool, tenant, signal, limits, (nowMs) => ({
+      role: "run",
+      type,
+      name,
+      source,
+      modules,
+      seed: randomBytes(32),
+      nowMs,
+      maxResultBytes: limits.resultBytes,
+      maxLogBytes: limits.logBytes,
+      maxStackBytes: limits.stackKb * 1024,
+      input,
+    }));
+  }
+
+  /** Ends every run, zygote and worker and waits until nothing is left. Idempotent. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    clearInterval(this.#keepAlive);
+    const pools = [...this.#pools.values(), ...(this.#stripper === undefined ? [] : [this.#stripper])];
+    await Promise.all(
+      pools.map(async (pool) => {
+        try {
+          await (await pool).close();
+        } catch (error) {
+          if (!(error instanceof Error)) throw error; // a pool that never started has nothing to close
+        }
+      }),
+    );
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  /** For metrics and tests. */
+  async state(): Promise<Pool["state"][]> {
+    return Promise.all([...this.#pools.values()].map(async (pool) => (await pool).state));
+  }
+
+  // -- one run ------------------------------------------------------------------------------------------------------
+
+  async #converse(
+    pool: Pool,
+    tenant: string,
+    signal: AbortSignal | undefined,
+    limits: Limits,
+    job: (nowMs: number) => Parameters<typeof converse>[1]["job"],
+  ): Promise<Outcome> {
+    for (;;) {
+      let lease;
+      try {
+        lease = await pool.acquire(tenant, signal);
+      } catch (error) {
+        if (signal?.aborted) return { ...this.#nothing(), status: "cancelled" };
+        throw asSandboxError(error);
+      }
+      try {
+        const { parked, hull } = lease;
+        try {
+          parked.applyLimits(limits);
+        } catch {
+          parked.discard(); // it died while it was parked: the run has not started, another worker takes it
+          continue;
+        }
+        return await converse(parked, { job: job(Date.now()), limits, signal, layers: hull.layers });
+      } finally {
+        lease.done();
+      }
+    }
+  }
+
+  #limitsFor(asked: PartialLimits): Limits {
+    for (const name of Object.keys(LIMITS) as LimitName[]) {
+      const [wanted, most] = [asked[name], this.#limits[name]];
+      if (wanted !== undefined && wanted > most) {
+        const message = `limits.${name} is ${wanted}, more than the sandbox's ${most}`;
+        throw new SandboxError("over-limit", message, { field: `limits.${name}` });
+      }
+    }
+    return completeLimits(asked, this.#limits);
+  }
+
+  #nothing(): Pick<Outcome, "logs" | "usage" | "ledger" | "layers"> {
+    const usage = { wallMs: 0, cpuMs: 0, peakMemoryBytes: 0, hostCalls: 0, bytesIn: 0, bytesOut: 0 };
+    const hull = this.#host === undefined ? "language-only" : "double";
+    return { logs: [], usage, ledger: [], layers: { hull, engine: this.#options.engine ?? "quickjs", kernel: [] } };
+  }
+
+  #unstarted(stop: Stop): Outcome {
+    return { ...this.#nothing(), status: "stopped", stop };
+  }
+
+  // -- TypeScript ---------------------------------------------------------------------------------------------------
+
+  /** The stripped sources in order, or the outcome that the run has because they could not be stripped. */
+  async #strip(
+    name: string,
+    type: "module" | "script",
+    modules: [string, string][],
+    tenant: string,
+    signal: AbortSignal | undefined,
+  ): Promise<string[] | Outcome> {
+    const limits = this.#stripLimits();
+    const pool = await this.#strippers();
+    const outcome = await this.#converse(pool, tenant, signal, limits, (nowMs) => ({
+      role: "run",
+      type,
+      name,
+      source: "",
+      modules,
+      seed: new Uint8Array(32),
+      nowMs,
+      maxResultBytes: limits.resultBytes,
+      maxLogBytes: 0,
+      maxStackBytes: limits.stackKb * 1024,
+      input: { text: "null", blobs: [] },
+    }));
+    switch (outcome.status) {
+      case "ok":
+        return checkStripped(outcome.value, modules);
+      case "threw":
+        return { ...outcome, error: withExcerpt(outcome.error, modules) };
+      case "stopped": {
+        const detail = `the TypeScript could not be parsed: ${outcome.stop.reason}`;
+        return { ...outcome, stop: { reason: "source", layer: outcome.stop.layer, detail } };
+      }
+      case "cancelled":
+        return outcome;
+    }
+  }
+
+  #stripLimits(): Limits {
+    const bytes = this.#limits.sourceBytes;
+    const resultBytes = Math.min(LIMITS.resultBytes.max, 4 * bytes + 1024);
+    return completeLimits({ wallMs: 5000, cpuMs: 5000, memoryMb: 128, sourceBytes: bytes, resultBytes });
+  }
+
+  #strippers(): Promise<Pool> {
+    this.#stripper ??= this.#newPool("typescript", this.#stripLimits(), { parked: 1, image: "fast-start" });
+    this.#stripper.catch(() => (this.#stripper = undefined)); // the next run tries again
+    return this.#stripper;
+  }
+
+  // -- pools --------------------------------------------------------------------------------------------------------
+
+  async #poolOf(tenant: string): Promise<Pool> {
+    const key = this.#options.zygotePerTenant ? tenant : NO_TENANT;
+    let pool = this.#pools.get(key);
+    if (pool === undefined) {
+      if (this.#pools.size >= MAX_TENANT_ZYGOTES) await this.#evictIdle();
+      pool = this.#newPool("quickjs", this.#limits, {
+        parked: this.#options.parked ?? 2,
+        image: this.#options.image ?? "auto",
+      });
+      pool.catch(() => this.#pools.delete(key));
+    }
+    this.#pools.delete(key);
+    this.#pools.set(key, pool); // at the end: most recently used
+    try {
+      return await pool;
+    } catch (error) {
+      throw asSandboxError(error);
+    }
+  }
+
+  async #evictIdle(): Promise<void> {
+    for (const [key, pending] of this.#pools) {
+      const pool = await pending;
+      if (!pool.idle) continue;
+      this.#pools.delete(key);
+      return pool.close();
+    }
+    throw new SandboxError("overloaded", `${MAX_TENANT_ZYGOTES} tenants are running, each with a zygote of its own`);
+  }
+
+  #newPool(
+    engine: EngineKind,
+    limits: Limits,
+    { parked, image }: { parked: number; image: "auto" | ImageKind },
+  ): Promise<Pool> {
+    const { recycleForks = 10_000, recycleMinutes = 60, maxQueue = 1000 } = this.#options;
+    const maxConcurrent = this.#options.maxConcurrent ?? Math.max(4, 2 * os.availableParallelism());
+    const slots = slotsFor({ parked, maxConcurrent });
+    return Pool.create({
+      start: (first) =>
+        this.#startHull({
+          engine,
+          limits,
+          slots,
+          image: image === "auto" ? (first ? "fast-start" : "fast-run") : image,
+        }),
+      parked,
+      maxConcurrent,
+      maxQueue,
+      recycleForks,
+      recycleMs: recycleMinutes * 60_000,
+      replaceFirst: image === "auto" && this.#host !== undefined,
+    });
+  }
+
+  #startHull(options: HullOptions): Promise<Hull> {
+    const host = this.#host;
+    if (host === undefined) return startLocal(options);
+    return startJail({
+      ...options,
+      host: host.facts,
+      systemdScope: host.systemdScope,
+      scopeEnv: host.scopeEnv,
+      requireCgroup: this.#options.requireCgroup ?? false,
+      coreScheduling: this.#options.coreScheduling ?? false,
+      speculation: this.#options.speculation ?? false,
+      launchFrom: this.#launchFrom,
+    });
+  }
+}
+
+/** Strict: unknown keys and wrong types are errors that name the field. */
+function parse<T extends z.ZodType>(schema: T, options: unknown): z.output<T> {
+  const result = schema.safeParse(options);
+  if (result.success) return result.data;
+  const [issue] = result.error.issues;
+  const path = issue?.path.join(".") ?? "";
+  if (issue?.code === "unrecognized_keys") {
+    const field = [...issue.path, issue.keys[0]].join(".");
+    throw new SandboxError("bad-option", `${field} is no option; known are ${knownKeys(schema, issue.path)}`, { field });
+  }
+  const message = issue?.message ?? "invalid options";
+  throw new SandboxError("bad-option", path === "" || message.includes(path) ? message : `${path}: ${message}`, {
+    field: path,
+  });
+}
+
+function knownKeys(schema: z.ZodType, path: readonly PropertyKey[]): string {
+  const shape = path[0] === "limits" ? limitsSchema.shape : (schema as z.ZodObject).shape;
+  return Object.keys(shape).join(", ");
+}
+
+function encodeInput(input: unknown): { text: string; blobs: Uint8Array[] } {
+  try {
+    return encode(input, { maxBytes: 64 * 1024 * 1024, maxNodes: 1_000_000, root: "input", omitStacks: true });
+  } catch (error) {
+    if (!isCodecError(error)) throw error;
+    throw new SandboxError("bad-input", error.message, { field: error.path });
+  }
+}
+
+function isTypeScript(name: string | undefined): boolean {
+  return name !== undefined && /\.[cm]?ts$/.test(name);
+}
+
+/** The stripper's worker is hostile too: its answer is text of about the size that went in, or nothing. */
+function checkStripped(value: unknown, modules: [string, string][]): string[] {
+  const texts = Array.isArray(value) ? (value as unknown[]) : [];
+  const fits = (text: unknown, i: number) =>
+    typeof text === "string" && text.length <= 2 * (modules[i]?.[1].length ?? 0) + 1024;
+  if (texts.length !== modules.length || !texts.every(fits)) {
+    throw new SandboxError("host-cannot", "the TypeScript stripper gave no usable answer");
+  }
+  return texts as string[];
+}
+
+/** Puts the line that is wrong, and a mark below the column, after the message. */
+function withExcerpt(error: ScriptError, modules: [string, string][]): ScriptError {
+  const match = /at (.*):(\d+):(\d+)$/.exec(error.stack);
+  const source = modules.find(([name]) => name === match?.[1])?.[1];
+  const line = source?.split("\n")[Number(match?.[2]) - 1];
+  if (line === undefined || line.length > 200) return error;
+  return { ...error, message: `${error.message}\n  ${line}\n  ${" ".repeat(Number(match?.[3]) - 1)}^` };
+}

@@ -1,0 +1,56 @@
+/**
+ * Why a worker died that gave no result: decided from what the kernel and our own clocks say, in an order in which the
+ * surer cause comes first. Pure. Crashes must not look like attacks: V8's way to die makes refused calls of its own.
+ */
+import { exited, SIG, termSignal } from "../osjail/abi/linux.js";
+import { syscallName, type Arch, type SyscallName } from "../osjail/abi/syscalls.js";
+import type { WorkerExit } from "../osjail/zygote-client.js";
+import type { Limits } from "./limits.js";
+import type { Stop } from "./outcome.js";
+
+export interface Death {
+  exit: WorkerExit;
+  oomKilled: boolean;
+  cpuMs: number;
+  /** RLIMIT_CPU that was armed, seconds. */
+  cpuSeconds: number;
+  peakMemoryBytes: number;
+  arch: Arch;
+}
+
+/** What glibc's abort() and V8's fatal-error path call on their way out, and nothing that leads anywhere. */
+const ABORT_PATH: ReadonlySet<SyscallName> = new Set<SyscallName>([
+  "write",
+  "writev",
+  "rt_sigaction",
+  "rt_sigprocmask",
+  "sigaltstack",
+  "gettid",
+  "tgkill",
+  "fstat",
+  "newfstatat",
+]);
+
+export function verdict(death: Death, limits: Limits): Stop {
+  const { exit } = death;
+  if (exit.status === undefined) {
+    return { reason: "lost", layer: "supervisor", detail: "the zygote ended in mid-run" };
+  }
+  const memory = { limit: limits.memoryMb * 1024 * 1024, measured: death.peakMemoryBytes };
+  if (death.oomKilled) return { reason: "memory", layer: "cgroup", ...memory };
+  const signal = termSignal(exit.status);
+  if ((signal === SIG.KILL || signal === SIG.XCPU) && exit.cpuMs >= death.cpuSeconds * 1000 - 20) {
+    return { reason: "cpu-time", layer: "rlimit", limit: limits.cpuMs, measured: exit.cpuMs };
+  }
+  if (death.peakMemoryBytes >= memory.limit * 0.95) return { reason: "memory", layer: "rlimit", ...memory };
+  if (exit.refusedCall !== undefined) {
+    const name = syscallName(death.arch, exit.refusedCall) as SyscallName | undefined;
+    const syscall = name ?? `#${exit.refusedCall}`;
+    if (name !== undefined && ABORT_PATH.has(name)) return { reason: "crash", layer: "seccomp", syscall };
+    return { reason: "syscall", layer: "seccomp", syscall };
+  }
+  if (signal === SIG.SYS) return { reason: "syscall", layer: "seccomp" };
+  const code = exited(exit.status);
+  const detail = signal === undefined ? `exit code ${code}` : `signal ${signal}`;
+  return { reason: "crash", layer: "kernel", detail };
+}
