@@ -40,7 +40,7 @@ class QuickJSImage implements Image {
   readonly #control: Record<keyof WorldControl, QuickJSHandle>;
   #now = 0;
   #deadline = Infinity;
-  interrupted = false;
+  #interrupted = false;
   #send: Send = () => {};
 
   constructor(module: Awaited<ReturnType<typeof newQuickJSWASMModuleFromVariant>>) {
@@ -49,7 +49,7 @@ class QuickJSImage implements Image {
     this.#runtime = module.newRuntime();
     this.#runtime.setInterruptHandler(() => {
       if (performance.now() < this.#deadline) return false;
-      this.interrupted = true;
+      this.#interrupted = true;
       return true;
     });
     this.#context = this.#runtime.newContext();
@@ -78,6 +78,8 @@ class QuickJSImage implements Image {
         return context.undefined;
       },
       finish: (status, a, b, c, ...buffers) => {
+        // An interrupted async function rejects like any other: it is the deadline all the same.
+        if (this.#wasInterrupted()) return context.undefined;
         const [state, first, second, third] = [status, a, b, c].map((h) => context.getString(h as QuickJSHandle)) as [
           string,
           string,
@@ -89,9 +91,8 @@ class QuickJSImage implements Image {
           this.#send({ kind: "result", status: "ok", value: { text: first, blobs } });
         } else if (state === "threw") {
           const error = { name: first, message: second, stack: third };
-          // A thrown non-object has no name of its own: the world sends its text in the name's place.
           this.#send({ kind: "result", status: "threw", error });
-        } else this.stop(state as InnerStop, first);
+        } else this.#stop(state as InnerStop, first);
         return context.undefined;
       },
     };
@@ -104,7 +105,7 @@ class QuickJSImage implements Image {
     return host;
   }
 
-  stop(reason: InnerStop, detail: string): void {
+  #stop(reason: InnerStop, detail: string): void {
     this.#send({ kind: "result", status: "stopped", reason, detail });
   }
 
@@ -115,7 +116,6 @@ class QuickJSImage implements Image {
   }
 
   load(job: Job, send: Send): Guest {
-    const context = this.#context;
     let finished = false;
     this.#send = (event) => {
       if (finished) return;
@@ -153,7 +153,6 @@ class QuickJSImage implements Image {
         send({ kind: "call", id: calls, ref: 0, method: SLEEP, args: { text, blobs: [] } });
       },
     };
-    void context;
     return guest;
   }
 
@@ -184,8 +183,8 @@ class QuickJSImage implements Image {
   }
 
   #wasInterrupted(): boolean {
-    if (this.interrupted) this.stop("interrupted", "");
-    return this.interrupted;
+    if (this.#interrupted) this.#stop("interrupted", "");
+    return this.#interrupted;
   }
 
   /** Calls the world; an error that comes back is the guest's. False when the run is over. */
@@ -218,12 +217,12 @@ class QuickJSImage implements Image {
     if (this.#wasInterrupted()) return;
     // An exhausted heap cannot even make its error object: QuickJS then throws null.
     if (this.#context.typeof(error) === "object" && this.#context.sameValue(error, this.#context.null)) {
-      return this.stop("memory", "out of memory");
+      return this.#stop("memory", "out of memory");
     }
     const result = this.#context.callFunction(this.#control.fail, this.#context.undefined, error);
     if (!result.error) return;
     if (this.#wasInterrupted()) return;
-    this.stop("memory", "the error could not be described: no memory left");
+    this.#stop("memory", "the error could not be described: no memory left");
   }
 
   #installLoader(job: Job): void {

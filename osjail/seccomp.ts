@@ -7,7 +7,7 @@
  * Arguments are compared as all 64 bits that the kernel gets: a call whose parameter is an int ignores the high half,
  * and to demand that it is 0 costs nothing and leaves no second spelling of an argument. man 2 seccomp "Caveats"
  */
-import { CLOCK, FUTEX, MADV, MAP, PROT, SECCOMP, SECCOMP_DATA } from "./abi/linux.js";
+import { CLOCK, ERRNO, FUTEX, MADV, MAP, PROT, SECCOMP, SECCOMP_DATA, type ErrnoName } from "./abi/linux.js";
 import { AUDIT_ARCH, SYSCALLS, X32_SYSCALL_BIT, type Arch, type SyscallName } from "./abi/syscalls.js";
 import {
   and,
@@ -47,6 +47,8 @@ export interface Rule {
   readonly call: SyscallName;
   readonly reason: string;
   readonly when?: readonly Condition[];
+  /** With other arguments the call is not made and answers this error, instead of ending the worker. */
+  readonly otherwise?: ErrnoName;
 }
 
 /** The calls of one kind of worker; one rule for each call, in the order in which the filter tries them. */
@@ -75,6 +77,9 @@ const quickjs: readonly Rule[] = [
     call: "write",
     reason: "sends host calls and the result",
     when: [{ arg: 0, name: "fd", oneOf: [WORKER_SOCKET_FD] }],
+    // A task that V8 posts makes libuv write to its wake-up eventfd, which is closed here. libuv aborts on any answer
+    // but this one, "somebody has woken the loop already". libuv src/unix/async.c
+    otherwise: "EAGAIN",
   },
   {
     call: "futex",
@@ -195,7 +200,10 @@ export function compile(
       lines.push(...demand(condition, `${rule.call} ${i}`, refused)),
     );
     lines.push(answer(SECCOMP.RET_ALLOW), label(refused));
-    if (rule.when !== undefined) lines.push(answer(REFUSAL[refusal]));
+    if (rule.when !== undefined) {
+      const { otherwise } = rule;
+      lines.push(answer(otherwise === undefined ? REFUSAL[refusal] : SECCOMP.RET_ERRNO + ERRNO[otherwise]));
+    }
     lines.push(label(past));
   }
   lines.push(answer(REFUSAL[refusal]));
@@ -235,11 +243,14 @@ export interface ExplainedRule {
 
 /** The profile as rows to print, in the filter's order. Throws RangeError where `compile` would for a missing call. */
 export function explainProfile(profile: Profile, arch: Arch): ExplainedRule[] {
-  return profile.rules.map(({ call, reason, when }) => ({
+  return profile.rules.map(({ call, reason, when, otherwise }) => ({
     call,
     nr: callNumber(arch, call),
     reason,
-    conditions: (when ?? []).map(inWords),
+    conditions: [
+      ...(when ?? []).map(inWords),
+      ...(otherwise === undefined ? [] : [`otherwise not made, and answers ${otherwise}`]),
+    ],
   }));
 }
 
