@@ -30,6 +30,8 @@ export interface Job {
   maxResultBytes: number;
   maxLogBytes: number;
   maxStackBytes: number;
+  /** Of the engine's heap; never more than the image was booted with. */
+  maxMemoryBytes: number;
   input: WireValue;
 }
 

@@ -25,14 +25,31 @@ import {
   type Job,
   type LogLevel,
 } from "./engine.js";
-import { world, type WorldControl, type WorldHost } from "./world.js";
+import { NO_TIMER, RAN_ONE, world, type WorldControl, type WorldHost } from "./world.js";
 
-/** Pages that the module asks for at its start, 16 MiB: Emscripten's INITIAL_MEMORY, fixed when it was built. */
-export const INITIAL_PAGES = 256;
+/** Pages that the module demands at least, 16 MiB: Emscripten's INITIAL_MEMORY, fixed when it was built. */
+const MODULE_PAGES = 256;
 const PAGE_BYTES = 65536;
 const OWN_FILE = "doublehull:world";
 
 type Send = (event: GuestEvent) => void;
+/** In the instance's own heap; 0 when it is exhausted. */
+type Malloc = (bytes: number) => number;
+
+/**
+ * All of it is there from the start: growing in the worker would make V8 collect garbage, which writes to sealed pages.
+ * Pages that nobody touched cost nothing. Knows whether it ever refused to grow: an exhausted QuickJS can only throw null, which a script may do as well. */
+class BoundedMemory extends WebAssembly.Memory {
+  refused = false;
+  override grow(pages: number): number {
+    try {
+      return super.grow(pages);
+    } catch (error) {
+      this.refused = true;
+      throw error;
+    }
+  }
+}
 
 class QuickJSImage implements Image {
   readonly #runtime: QuickJSRuntime;
@@ -42,8 +59,16 @@ class QuickJSImage implements Image {
   #deadline = Infinity;
   #interrupted = false;
   #send: Send = () => {};
+  readonly #memory: BoundedMemory;
+  readonly #malloc: Malloc;
 
-  constructor(module: Awaited<ReturnType<typeof newQuickJSWASMModuleFromVariant>>) {
+  constructor(
+    module: Awaited<ReturnType<typeof newQuickJSWASMModuleFromVariant>>,
+    memory: BoundedMemory,
+    malloc: Malloc,
+  ) {
+    this.#memory = memory;
+    this.#malloc = malloc;
     // QuickJS reads its clock through Date.now of this realm: from here on it is the guest's, and stands still.
     Date.now = () => this.#now;
     this.#runtime = module.newRuntime();
@@ -58,7 +83,7 @@ class QuickJSImage implements Image {
     const make = context.unwrapResult(context.evalCode(source, OWN_FILE));
     const codecMaker = context.unwrapResult(context.evalCode(`(${String(codec)})`, OWN_FILE));
     const control = context.unwrapResult(context.callFunction(make, context.undefined, this.#host(), codecMaker));
-    const names = ["begin", "settleModule", "settleScript", "fail", "nextTimer", "runTimer"] as const;
+    const names = ["begin", "settleModule", "settleScript", "fail", "runTimer"] as const;
     this.#control = Object.fromEntries(names.map((name) => [name, context.getProp(control, name)])) as never;
   }
 
@@ -66,14 +91,12 @@ class QuickJSImage implements Image {
   #host(): QuickJSHandle {
     const context = this.#context;
     const functions: Record<keyof WorldHost, (...args: QuickJSHandle[]) => QuickJSHandle> = {
-      now: () => context.newNumber(this.#now),
-      log: (level, ...text) => {
-        const lines = text.map((handle) => context.getString(handle));
+      log: (level, texts) => {
         this.#send({
           kind: "log",
           level: context.getString(level as QuickJSHandle) as LogLevel,
           timeMs: this.#now,
-          texts: lines,
+          texts: JSON.parse(context.getString(texts as QuickJSHandle)) as string[],
         });
         return context.undefined;
       },
@@ -90,6 +113,7 @@ class QuickJSImage implements Image {
           const blobs = buffers.map((handle) => context.getArrayBuffer(handle).value.slice());
           this.#send({ kind: "result", status: "ok", value: { text: first, blobs } });
         } else if (state === "threw") {
+          if (first === "Error" && second === "null" && this.#memory.refused) this.#stop("memory", "out of memory");
           const error = { name: first, message: second, stack: third };
           this.#send({ kind: "result", status: "threw", error });
         } else this.#stop(state as InnerStop, first);
@@ -125,6 +149,9 @@ class QuickJSImage implements Image {
     this.#now = job.nowMs;
     this.#deadline = performance.now() + job.wallMs;
     this.#runtime.setMaxStackSize(job.maxStackBytes);
+    // A run that may have less than the image: the rest is taken away in one block that nobody touches.
+    const surplus = this.#memory.buffer.byteLength - Math.max(job.maxMemoryBytes, MODULE_PAGES * PAGE_BYTES);
+    if (surplus > 0 && this.#malloc(surplus) === 0) throw new Error("the engine's heap could not be limited");
     this.#installLoader(job);
     let started = false;
     let calls = 0;
@@ -139,14 +166,13 @@ class QuickJSImage implements Image {
           this.#start(job);
         }
         if (event?.kind === "reply" && sleeping.delete(event.id)) this.#now = Math.max(this.#now, event.nowMs);
-        for (;;) {
+        let due: number;
+        do {
           if (!this.#drain() || finished) return;
-          if (this.#flag("runTimer")) continue;
-          break;
-        }
-        if (finished) return;
-        const due = this.#number("nextTimer");
-        if (due < 0) return;
+          due = this.#runTimer();
+          if (finished) return;
+        } while (due === RAN_ONE);
+        if (due === NO_TIMER) return;
         for (const wake of sleeping.values()) if (wake <= due) return;
         sleeping.set(++calls, due);
         const text = `["a",${Math.max(0, due - this.#now)}]`;
@@ -198,25 +224,25 @@ class QuickJSImage implements Image {
     return true;
   }
 
-  #flag(name: "runTimer"): boolean {
-    const result = this.#context.callFunction(this.#control[name], this.#context.undefined);
+  /** What the world answers; a callback's own exception ends the run like any other. */
+  #runTimer(): number {
+    const context = this.#context;
+    const now = context.newNumber(this.#now);
+    const result = context.callFunction(this.#control.runTimer, context.undefined, now);
+    now.dispose();
     if (result.error) {
       this.#failed(result.error);
-      return false;
+      return NO_TIMER;
     }
-    return this.#context.dump(result.value) === true;
-  }
-
-  #number(name: "nextTimer"): number {
-    return this.#context.getNumber(
-      this.#context.unwrapResult(this.#context.callFunction(this.#control[name], this.#context.undefined)),
-    );
+    const answer = context.getNumber(result.value);
+    result.value.dispose();
+    return answer;
   }
 
   #failed(error: QuickJSHandle): void {
     if (this.#wasInterrupted()) return;
     // An exhausted heap cannot even make its error object: QuickJS then throws null.
-    if (this.#context.typeof(error) === "object" && this.#context.sameValue(error, this.#context.null)) {
+    if (this.#memory.refused && this.#context.sameValue(error, this.#context.null)) {
       return this.#stop("memory", "out of memory");
     }
     const result = this.#context.callFunction(this.#control.fail, this.#context.undefined, error);
@@ -256,9 +282,22 @@ function exactBuffer(bytes: Uint8Array): ArrayBuffer {
 
 export const quickjs: Engine = {
   async boot({ memoryMb }: BootOptions): Promise<Image> {
-    const maximum = Math.max(INITIAL_PAGES, Math.floor((memoryMb * 1024 * 1024) / PAGE_BYTES));
-    const wasmMemory = new WebAssembly.Memory({ initial: INITIAL_PAGES, maximum });
-    const module = await newQuickJSWASMModuleFromVariant(newVariant(RELEASE_SYNC, { wasmMemory }));
-    return new QuickJSImage(module);
+    const pages = Math.max(MODULE_PAGES, Math.floor((memoryMb * 1024 * 1024) / PAGE_BYTES));
+    const wasmMemory = new BoundedMemory({ initial: pages, maximum: pages });
+    const variant = newVariant(RELEASE_SYNC, { wasmMemory });
+    let malloc: Malloc | undefined;
+    const module = await newQuickJSWASMModuleFromVariant({
+      ...variant,
+      importModuleLoader: async () => {
+        const imported = await variant.importModuleLoader();
+        const load = typeof imported === "function" ? imported : imported.default;
+        return async (options) => {
+          const emscripten = await load(options);
+          malloc = (bytes) => emscripten._malloc(bytes);
+          return emscripten;
+        };
+      },
+    });
+    return new QuickJSImage(module, wasmMemory, malloc as Malloc);
   },
 };

@@ -8,9 +8,8 @@ import type { Codec } from "./codec.js";
 
 /** What the engine's host side offers to the world. Strings, numbers and byte buffers only. */
 export interface WorldHost {
-  /** Milliseconds since 1970, as told by the host; stands still between its answers. */
-  now(): number;
-  log(level: string, ...text: string[]): void;
+  /** `texts` is a JSON array of strings: one string crosses, however many arguments there were. */
+  log(level: string, texts: string): void;
   /** `status` is "ok" (a = text, then buffers), "threw" (name, message, stack) or a stop reason (a = detail). */
   finish(status: string, a: string, b: string, c: string, ...buffers: ArrayBuffer[]): void;
 }
@@ -23,18 +22,23 @@ export interface WorldControl {
     buffers: ArrayBuffer,
     maxResultBytes: number,
     maxLogBytes: number,
-    startMs: number,
+    nowMs: number,
   ): void;
   /** Settles with the module's default export, called with (input, env). `namespace` may be a promise of one. */
   settleModule(namespace: unknown): void;
   /** Settles with a script's completion value. */
   settleScript(value: unknown): void;
   fail(error: unknown): void;
-  /** Milliseconds since 1970 at which the next timer is due, or -1. */
-  nextTimer(): number;
-  /** Runs one timer that is due; false when none was. */
-  runTimer(): boolean;
+  /**
+   * Sets the clock, then runs one timer if one is due. The answer: RAN_ONE, NO_TIMER, or the time (milliseconds since
+   * 1970) at which the next is due.
+   */
+  runTimer(nowMs: number): number;
 }
+
+/** Answers of `runTimer` that are no time. */
+export const RAN_ONE = -1;
+export const NO_TIMER = -2;
 
 /* oxlint-disable no-extend-native, unicorn/no-new-array, no-new-func, typescript/no-explicit-any, unicorn/no-thenable */
 export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
@@ -60,7 +64,7 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
   ];
   const codec = makeCodec();
   const global = globalThis as any;
-  let [input, maxResultBytes, maxLogBytes, startMs] = [undefined as unknown, 0, 0, 0];
+  let [input, maxResultBytes, maxLogBytes, startMs, nowMs] = [undefined as unknown, 0, 0, 0, 0];
 
   // -- errors ---------------------------------------------------------------------------------------------------
   const OWN_FRAME = "(doublehull:";
@@ -208,7 +212,7 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
         width += shown.length;
         define(line, i, shown);
       }
-      apply(host.log, undefined, [level, ...line]);
+      host.log(level, stringify(line));
     };
   const consoleObject: any = {};
   for (const level of ["debug", "log", "info", "warn", "error"]) consoleObject[level] = print(level);
@@ -224,7 +228,7 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
     global,
     "performance",
     freeze({
-      now: () => host.now() - startMs,
+      now: () => nowMs - startMs,
       get timeOrigin() {
         return startMs;
       },
@@ -348,7 +352,7 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
     const timer: Timer = create(null);
     timer.id = ++lastTimer;
     timer.every = repeat ? (delay < 1 ? 1 : delay) : -1;
-    timer.due = host.now() + delay;
+    timer.due = nowMs + delay;
     timer.run = () => void apply(f, undefined, args);
     timer.next = undefined;
     enqueue(timer);
@@ -383,16 +387,17 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
   delete global.SharedArrayBuffer;
   delete global.Atomics;
 
-  const settle = (promise: unknown): void => void then(promise, succeed, fail);
+  // What fails while a result is being told (the memory may be used up) is told like an error of the script.
+  const settle = (promise: unknown): void => void then(then(promise, succeed), undefined, fail);
   return {
-    begin(seed, inputText, buffers, resultBytes, logBytes, start) {
+    begin(seed, inputText, buffers, resultBytes, logBytes, now) {
       const words = new Uint32Array(seed);
       for (let i = 0; i < 8; i++) key[i] = words[i]!;
       [counter, used] = [0, 64];
       refill();
       [s0, s1, s2, s3] = [block[0]!, block[1]!, block[2]!, block[3]! | 1];
       used = 16;
-      [maxResultBytes, maxLogBytes, startMs] = [resultBytes, logBytes, start];
+      [maxResultBytes, maxLogBytes, startMs, nowMs] = [resultBytes, logBytes, now, now];
       loggedBytes = 0;
       input = codec.decode(parse(inputText), new Uint8(buffers), { maxDepth: 64, maxNodes: 1_000_000 });
     },
@@ -423,17 +428,18 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
       settle(new PromiseCtor((resolve) => resolve(value)));
     },
     fail,
-    nextTimer: () => (queue === undefined ? -1 : queue.due),
-    runTimer() {
+    runTimer(now) {
+      nowMs = now;
       const timer = queue;
-      if (timer === undefined || timer.due > host.now()) return false;
+      if (timer === undefined) return -2; // NO_TIMER; the constants are out of this realm's reach
+      if (timer.due > nowMs) return timer.due;
       queue = timer.next;
       if (timer.every >= 0) {
-        timer.due = host.now() + timer.every;
+        timer.due = nowMs + timer.every;
         enqueue(timer);
       }
       timer.run();
-      return true;
+      return -1; // RAN_ONE
     },
   };
 }

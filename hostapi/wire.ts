@@ -19,7 +19,7 @@
  *
  *     host to worker
  *       job      [role, type, name, source, [[name, source]...], nowMs, wallMs, maxResultBytes, maxLogBytes,
- *                maxStackBytes, value]          the blob area begins with the 32 bytes of the seed
+ *                maxStackBytes, maxMemoryBytes, value]   the blob area begins with the 32 bytes of the seed
  *       call     [id, ref, method, value]       calls a guest's function; value is an array value ["a", ...]
  *       reply    [id, nowMs, ok, value]         the answer, or the error, to the worker's call
  *       release  [ref, count]                   the host forgot a guest's function it had been given count times
@@ -167,6 +167,8 @@ export interface JobMessage<V> {
   readonly maxResultBytes: number;
   readonly maxLogBytes: number;
   readonly maxStackBytes: number;
+  /** Of the engine's own heap. */
+  readonly maxMemoryBytes: number;
   readonly input: V;
 }
 export interface CallMessage<V> {
@@ -255,6 +257,7 @@ export function encodeMessage(message: Message<EncodedValue>): Buffer {
         message.maxResultBytes,
         message.maxLogBytes,
         message.maxStackBytes,
+        message.maxMemoryBytes,
       ]);
       const { text, blobs } = message.input;
       return frameOf(kindNumbers.job, `${head.slice(0, -1)},${text}]`, [message.seed, ...blobs]);
@@ -629,7 +632,7 @@ function logTexts(parts: Parts): string[] {
 function parseJob(frame: Frame): JobMessage<WireValue> {
   const { blob } = frame;
   if (blob.byteLength < wireLimits.seedBytes) malformed();
-  const parts = new Parts(parseText(frame.text), 11);
+  const parts = new Parts(parseText(frame.text), 12);
   return {
     kind: "job",
     role: parts.word(roles),
@@ -646,6 +649,7 @@ function parseJob(frame: Frame): JobMessage<WireValue> {
     maxResultBytes: parts.integer(0),
     maxLogBytes: parts.integer(0),
     maxStackBytes: parts.integer(0),
+    maxMemoryBytes: parts.integer(0),
     input: { wire: parts.any(), blob: blob.subarray(wireLimits.seedBytes) },
   };
 }

@@ -78,7 +78,7 @@ function becomeRootInside(): void {
  * Nothing is masked because nothing is there: one empty tmpfs becomes the root, the old one is detached, and the new
  * one turns read-only. /proc serves as mount point, being the one directory that is everywhere. man 2 pivot_root
  */
-function enterEmptyRoot(): void {
+export function enterEmptyRoot(): void {
   const none = new Memory("none");
   sys("mount", none, new Memory("/"), none, MS.REC | MS.PRIVATE, 0);
   const here = new Memory("/proc");

@@ -49,8 +49,21 @@ export interface ZygoteLinks {
 
 interface Child {
   id: number;
+  /** Number of the system call that the filter refused. */
   refused?: number;
+  /** The fault that it died of: the wait status says SIGKILL, for we had to help. */
+  crashed?: number;
 }
+
+const CRASH_SIGNALS: ReadonlySet<number> = new Set([
+  SIG.SEGV,
+  SIG.BUS,
+  SIG.ILL,
+  SIG.FPE,
+  SIG.TRAP,
+  SIG.ABRT,
+  SIG.SYS,
+]);
 
 
 /** Runs in the freshly cloned process; leaves only by exit_group. */
@@ -214,9 +227,15 @@ class Zygote {
       trySys("kill", pid, SIG.KILL);
       return;
     }
-    // A signal on its way, or a group stop: let it be delivered. A worker has no handler and blocks no fatal one.
     const signal = status >> 16 === 0 ? (stopSignal(status) as number) : 0;
-    trySys("ptrace", PTRACE.CONT, pid, 0, signal);
+    // The kernel spares a traced pid 1 even a fault of its own: the signal would be ignored and the fault come back
+    // for ever. kernel/signal.c force_sig_info_to_task
+    if (CRASH_SIGNALS.has(signal)) {
+      if (child !== undefined) child.crashed = signal;
+      trySys("kill", pid, SIG.KILL);
+      return;
+    }
+    trySys("ptrace", PTRACE.CONT, pid, 0, signal); // a group stop, or a signal that a worker may as well get
   }
 
   #refusedCall(pid: number): number {
@@ -231,7 +250,8 @@ class Zygote {
     this.links.tell({
       event: "exit",
       id: child.id,
-      status,
+      // A fault is told as the kernel would have: as the signal that ended the process.
+      status: child.crashed ?? status,
       userUs: time(RUSAGE.ru_utime),
       systemUs: time(RUSAGE.ru_stime),
       maxRssKb: Number(this.#usage.bytes.readBigInt64LE(RUSAGE.ru_maxrss)),

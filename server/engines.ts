@@ -21,12 +21,21 @@ export async function loadEngine(kind: EngineKind): Promise<Engine> {
  * One thread, for the worker threads of V8 do not survive a fork and the child would wait for them for ever. No
  * compiler for JavaScript, so that no page must be writable and executable after the seal. All of WebAssembly compiled
  * before the fork. Room on V8's stack for the engine's own limit to be the one that is met.
+ *
+ * Two things would still write code after the seal, and must not happen. A function exported by WebAssembly gets a
+ * wrapper compiled after its thousandth call: on Node 20 all wrappers are compiled at once instead, later ones take
+ * an endless budget. And a mark-compact collection writes to the pages that hold wrappers: a worker's garbage stays
+ * with the young generation, kept small, and old space has room up to the worker's memory limit.
  */
-export function nodeFlags(image: ImageKind): string[] {
+export function nodeFlags(image: ImageKind, v8 = process.versions.v8): string[] {
   const common = "--single-threaded --v8-pool-size=0 --no-opt --no-sparkplug --no-maglev --regexp-interpret-all";
+  const wrappers =
+    Number.parseInt(v8, 10) < 12 ? "--no-wasm-generic-wrapper" : "--wasm-wrapper-tiering-budget=2000000000";
+  const heap =
+    "--max-semi-space-size=1 --initial-old-space-size=2048 --no-incremental-marking --no-memory-reducer --no-minor-gc-task";
   const wasm =
     image === "fast-run"
       ? "--no-wasm-tier-up --no-liftoff --no-wasm-lazy-compilation"
       : "--liftoff --liftoff-only --no-wasm-lazy-compilation";
-  return [...common.split(" "), ...wasm.split(" "), "--stack-size=3900", "--no-warnings"];
+  return [...`${common} ${wrappers} ${heap} ${wasm}`.split(" "), "--stack-size=3900", "--no-warnings"];
 }

@@ -193,10 +193,9 @@ class JailHull implements Hull {
     const worker = this.zygote.fork();
     if (worker === undefined) return undefined;
     const { limits, engine } = this.options;
-    // QuickJS's first 16 MiB are in the image already: RLIMIT_DATA counts what comes on top.
-    const inImage = engine === "quickjs" ? 16 : 0;
+    // All of QuickJS's heap is in the image already: RLIMIT_DATA counts what comes on top.
     const workerLimits = (wanted: Limits) => ({
-      dataBytes: (wanted.memoryMb - inImage + WORKER_OVERHEAD_MB) * MiB,
+      dataBytes: ((engine === "quickjs" ? 0 : wanted.memoryMb) + WORKER_OVERHEAD_MB) * MiB,
       cgroupBytes: (wanted.memoryMb + WORKER_OVERHEAD_MB) * MiB,
       cpuSeconds: cpuSecondsFor(wanted),
     });
@@ -293,7 +292,10 @@ class LocalHull implements Hull {
   async stop(): Promise<void> {
     this.alive = false;
     if (this.#living === 0) this.#end();
-    for (const worker of this.#children) worker.kill();
+    for (const worker of this.#children) {
+      worker.child.ref(); // who waits for the end must not exit before it
+      worker.kill();
+    }
     await this.ended;
   }
 }

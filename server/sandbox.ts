@@ -174,6 +174,7 @@ export class Sandbox {
       maxResultBytes: limits.resultBytes,
       maxLogBytes: limits.logBytes,
       maxStackBytes: limits.stackKb * 1024,
+      maxMemoryBytes: limits.memoryMb * 1024 * 1024,
       input,
     }));
   }
@@ -279,6 +280,7 @@ export class Sandbox {
       maxResultBytes: limits.resultBytes,
       maxLogBytes: 0,
       maxStackBytes: limits.stackKb * 1024,
+      maxMemoryBytes: limits.memoryMb * 1024 * 1024,
       input: { text: "null", blobs: [] },
     }));
     switch (outcome.status) {
@@ -403,7 +405,7 @@ function knownKeys(schema: z.ZodType, path: readonly PropertyKey[]): string {
 
 function encodeInput(input: unknown): { text: string; blobs: Uint8Array[] } {
   try {
-    return encode(input, { maxBytes: 64 * 1024 * 1024, maxNodes: 1_000_000, root: "input", omitStacks: true });
+    return encode(input, { maxBytes: 16 * 1024 * 1024, maxNodes: 1_000_000, root: "input", omitStacks: true });
   } catch (error) {
     if (!isCodecError(error)) throw error;
     throw new SandboxError("bad-input", error.message, { field: error.path });

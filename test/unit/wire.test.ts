@@ -138,6 +138,7 @@ describe("a well-formed sequence", () => {
       maxResultBytes: 1,
       maxLogBytes: 2,
       maxStackBytes: 3,
+      maxMemoryBytes: 4,
       input: wired(new Uint8Array([1, 2])),
     };
     const bytes = Buffer.concat([

@@ -1,0 +1,333 @@
+/**
+ * The program that `doctor` starts: it tries every layer by itself, each in a fork of its own, and writes one line of
+ * JSON for each to its standard output. An attempt shows the effect, after a control that shows that there was
+ * something to stop. It is a process of its own because forks of Node need the filter under which a keeper starts, and
+ * because what locks a process down must not lock the doctor.
+ */
+import fs from "node:fs";
+import { CAPABILITY_VERSION_3, CLONE, CLONE_ARGS, MAP, O, PR, PROT, PTRACE, RLIMIT, SIG, WAIT, errnoName, exited, stopSignal, termSignal } from "./abi/linux.js"; // prettier-ignore
+import { CgroupTree, detectCgroups, REAL_FILES } from "./cgroup.js";
+import { enterEmptyRoot, FilterProgram, installFilter } from "./enter.js";
+import { landlockAbi, landlockRules, restrictSelf } from "./landlock.js";
+import { hostArch, KernelError, Memory, sys, syscallNumber, trySys } from "./libc.ffi.js";
+import type { LayerName } from "./plan.js";
+import { compile, PROFILES, type Refusal } from "./seccomp.js";
+
+export interface Attempt {
+  layer: LayerName | "naming";
+  ok: boolean;
+  /** What was tried and seen. */
+  detail: string;
+  /** The step that failed and the kernel's answer: "clone EPERM", "act EACCES". Empty where none did. */
+  refused: string;
+}
+
+/** What came of a fork: the effect was seen or not, the kernel refused a step, or a signal ended it. */
+type Ending =
+  | { seen: boolean }
+  | { refused: "clone" | "id-map" | "act"; errno: string }
+  | { signal: number };
+
+const SEEN = 0;
+const NOT_SEEN = 200;
+
+/** Runs `act` in a fork in new namespaces; true means that the effect was seen, a KernelError that it was refused. */
+function inChild(flags: number, act: () => boolean): Ending {
+  const pipe = new Memory(8);
+  sys("pipe2", pipe, O.CLOEXEC);
+  const [wait, go] = [pipe.bytes.readInt32LE(0), pipe.bytes.readInt32LE(4)];
+  try {
+    const pid = fork(flags);
+    if (pid < 0) return { refused: "clone", errno: errnoName(-pid) };
+    if (pid === 0) {
+      sys("close", go);
+      exitWith(() => sys("read", wait, new Memory(1), 1) === 1 && act());
+    }
+    let refusal: Ending | undefined;
+    try {
+      if ((flags & CLONE.NEWUSER) !== 0) mapOwnIds(pid);
+      sys("write", go, new Memory("+"), 1);
+    } catch (error) {
+      refusal = { refused: "id-map", errno: (error as NodeJS.ErrnoException).code ?? String(error) };
+      trySys("kill", pid, SIG.KILL);
+    }
+    const status = waitFor(pid);
+    return refusal ?? endingOf(status);
+  } finally {
+    sys("close", wait);
+    sys("close", go);
+  }
+}
+
+function fork(flags: number): number {
+  const args = new Memory(CLONE_ARGS.size);
+  args.bytes.writeBigUInt64LE(BigInt(flags), CLONE_ARGS.flags);
+  args.bytes.writeBigUInt64LE(BigInt(SIG.CHLD), CLONE_ARGS.exit_signal);
+  return trySys("clone3", args, CLONE_ARGS.size);
+}
+
+/** The child's whole life: it must never come back to the event loop. */
+function exitWith(act: () => boolean): never {
+  let code = NOT_SEEN;
+  try {
+    if (act()) code = SEEN;
+  } catch (error) {
+    if (error instanceof KernelError) code = error.errno;
+  }
+  for (;;) trySys("exit_group", code);
+}
+
+function mapOwnIds(pid: number): void {
+  const [uid, gid] = [sys("geteuid"), sys("getegid")];
+  fs.writeFileSync(`/proc/${pid}/setgroups`, "deny");
+  fs.writeFileSync(`/proc/${pid}/uid_map`, `0 ${uid} 1`);
+  fs.writeFileSync(`/proc/${pid}/gid_map`, `0 ${gid} 1`);
+}
+
+function waitFor(pid: number): number {
+  const status = new Memory(8);
+  sys("wait4", pid, status, WAIT.__WALL, 0);
+  return status.bytes.readInt32LE(0);
+}
+
+function endingOf(status: number): Ending {
+  const code = exited(status);
+  if (code === undefined) return { signal: termSignal(status) ?? 0 };
+  return code === SEEN || code === NOT_SEEN
+    ? { seen: code === SEEN }
+    : { refused: "act", errno: errnoName(code) };
+}
+
+function tell(layer: Attempt["layer"], ending: Ending, good: string): void {
+  const attempt = (ok: boolean, detail: string, refused: string): Attempt => ({ layer, ok, detail, refused });
+  let answer: Attempt;
+  if ("seen" in ending) answer = attempt(ending.seen, ending.seen ? good : "allowed, but without its effect", "");
+  else if ("signal" in ending) answer = attempt(false, `the attempt died of signal ${ending.signal}`, "");
+  else {
+    const { refused, errno } = ending;
+    const step = { clone: "clone3", "id-map": "writing the id map", act: "the act" }[refused];
+    answer = attempt(false, `${step} was refused: ${errno}`, `${refused} ${errno}`);
+  }
+  fs.writeSync(1, `${JSON.stringify(answer)}\n`);
+}
+
+// ---- the attempts ---------------------------------------------------------------------------------------------------
+
+const spaceOf = (name: string): string => fs.readlinkSync(`/proc/self/ns/${name}`);
+
+function namespaces(): void {
+  const root = () => {
+    sys("setresgid", 0, 0, 0);
+    sys("setresuid", 0, 0, 0);
+    return sys("geteuid") === 0;
+  };
+  tell("user-namespace", inChild(CLONE.NEWUSER, root), "an own one, with its id map");
+  const others = [
+    ["pid-namespace", "pid", CLONE.NEWPID],
+    ["mount-namespace", "mnt", CLONE.NEWNS],
+    ["net-namespace", "net", CLONE.NEWNET],
+    ["ipc-namespace", "ipc", CLONE.NEWIPC],
+    ["uts-namespace", "uts", CLONE.NEWUTS],
+    ["cgroup-namespace", "cgroup", CLONE.NEWCGROUP],
+    ["time-namespace", "time", CLONE.NEWTIME],
+  ] as const;
+  for (const [layer, name, flag] of others) {
+    if (!fs.existsSync(`/proc/self/ns/${name}`)) {
+      tell(layer, { refused: "act", errno: "ENOSYS" }, "");
+      continue;
+    }
+    const before = spaceOf(name);
+    tell(layer, inChild(CLONE.NEWUSER + flag, () => spaceOf(name) !== before), "an own one");
+  }
+  const emptied = inChild(CLONE.NEWUSER + CLONE.NEWNS, () => {
+    const before = fs.readdirSync("/").length;
+    root();
+    enterEmptyRoot();
+    return before > 0 && fs.readdirSync("/").length === 0;
+  });
+  tell("empty-root", emptied, "pivot_root to an empty tmpfs; nothing of the host is left");
+}
+
+function privileges(): void {
+  const header = new Memory(8);
+  header.bytes.writeUInt32LE(CAPABILITY_VERSION_3, 0);
+  const rename = () => trySys("sethostname", new Memory("doctor"), 6);
+  const dropped = inChild(CLONE.NEWUSER + CLONE.NEWUTS, () => {
+    sys("setresuid", 0, 0, 0);
+    const before = rename();
+    sys("capset", header, new Memory(24));
+    return before === 0 && rename() === -1;
+  });
+  tell("capabilities", dropped, "dropped; what they allowed is then refused");
+  const held = inChild(0, () => {
+    sys("prctl", PR.SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    return sys("prctl", PR.GET_NO_NEW_PRIVS, 0, 0, 0, 0) === 1;
+  });
+  tell("no-new-privs", held, "set, and cannot be unset");
+}
+
+const openRoot = (): number => trySys("openat", -100, new Memory("/"), O.CLOEXEC, 0);
+const mapCode = (): number =>
+  trySys("mmap", 0, 4096, PROT.READ | PROT.WRITE | PROT.EXEC, MAP.PRIVATE | MAP.ANONYMOUS, -1, 0);
+const EACCES = -13;
+const ENOMEM = -12;
+
+function walls(): void {
+  const abi = landlockAbi();
+  const rules = landlockRules(abi);
+  const walled =
+    rules === undefined
+      ? ({ refused: "act", errno: "ENOSYS" } as const)
+      : inChild(0, () => {
+          sys("prctl", PR.SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+          const before = openRoot();
+          restrictSelf(rules);
+          return before >= 0 && openRoot() === EACCES;
+        });
+  tell("landlock", walled, `ABI ${abi}; a domain without rights could not open /`);
+
+  const sealed = inChild(0, () => {
+    const before = mapCode();
+    sys("prctl", PR.SET_MDWE, PR.MDWE_REFUSE_EXEC_GAIN, 0, 0, 0);
+    return before >= 0 && mapCode() === EACCES;
+  });
+  tell("mdwe", sealed, "writable code could not be mapped");
+
+  const limited = inChild(0, () => {
+    const map = () => trySys("mmap", 0, 1 << 26, PROT.READ | PROT.WRITE, MAP.PRIVATE | MAP.ANONYMOUS, -1, 0);
+    const before = map();
+    const limit = new Memory(16);
+    limit.bytes.writeBigUInt64LE(1n << 20n, 0);
+    limit.bytes.writeBigUInt64LE(1n << 20n, 8);
+    sys("prlimit64", 0, RLIMIT.DATA, limit, 0);
+    return before >= 0 && map() === ENOMEM;
+  });
+  tell("rlimits", limited, "memory beyond RLIMIT_DATA was refused");
+
+  const hidden = heldChild(
+    () => void sys("prctl", PR.SET_DUMPABLE, 0, 0, 0, 0),
+    (pid) => fs.readlinkSync(`/proc/${pid}/ns/user`) !== "",
+  );
+  tell("not-dumpable", hidden, "a worker may be undumpable and still be attested");
+}
+
+/** A fork that does `first`, then waits until `look` has seen it from outside, and is killed. */
+function heldChild(first: () => void, look: (pid: number) => boolean): Ending {
+  const pipe = new Memory(8);
+  sys("pipe2", pipe, O.CLOEXEC);
+  const [reader, writer] = [pipe.bytes.readInt32LE(0), pipe.bytes.readInt32LE(4)];
+  const pid = fork(0);
+  if (pid === 0) {
+    exitWith(() => {
+      first();
+      sys("write", writer, new Memory("+"), 1);
+      for (;;) sys("ppoll", 0, 0, 0, 0, 0);
+    });
+  }
+  sys("close", writer);
+  try {
+    if (pid < 0) return { refused: "clone", errno: errnoName(-pid) };
+    const ready = sys("read", reader, new Memory(1), 1) === 1;
+    return { seen: ready && look(pid) };
+  } catch (error) {
+    return { refused: "act", errno: (error as NodeJS.ErrnoException).code ?? String(error) };
+  } finally {
+    sys("close", reader);
+    if (pid > 0) {
+      trySys("kill", pid, SIG.KILL);
+      waitFor(pid);
+    }
+  }
+}
+
+function filterFor(refusal: Refusal): FilterProgram {
+  return new FilterProgram(compile(PROFILES.quickjs, { arch: hostArch(), refusal }), refusal);
+}
+
+function filters(): void {
+  const attempt = (filter: FilterProgram) => () => {
+    sys("prctl", PR.SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    if (sys("getppid") <= 0) return false;
+    installFilter(filter);
+    sys("getppid");
+    return false; // a filter that lets it live is none
+  };
+  const killed = inChild(0, attempt(filterFor("kill")));
+  const seen: Ending = "signal" in killed ? { seen: killed.signal === SIG.SYS } : killed;
+  tell("seccomp", seen, "a call that is not on the list ended the process");
+  tell("naming", nameRefused(attempt(filterFor("trace"))), "the tracer named the refused call");
+}
+
+/** Forks under a tracer: ourselves. man 2 ptrace PTRACE_SEIZE, PTRACE_GET_SYSCALL_INFO */
+function nameRefused(act: () => boolean): Ending {
+  const pipe = new Memory(8);
+  sys("pipe2", pipe, O.CLOEXEC);
+  const [wait, go] = [pipe.bytes.readInt32LE(0), pipe.bytes.readInt32LE(4)];
+  const pid = fork(0);
+  if (pid === 0) exitWith(() => sys("read", wait, new Memory(1), 1) === 1 && act());
+  try {
+    if (pid < 0) return { refused: "clone", errno: errnoName(-pid) };
+    const seized = trySys("ptrace", PTRACE.SEIZE, pid, 0, PTRACE.O_TRACESECCOMP | PTRACE.O_EXITKILL);
+    if (seized < 0) {
+      trySys("kill", pid, SIG.KILL);
+      waitFor(pid);
+      return { refused: "act", errno: errnoName(-seized) };
+    }
+    sys("write", go, new Memory("+"), 1);
+    let nr = -1;
+    for (;;) {
+      const status = waitFor(pid);
+      if (stopSignal(status) === undefined) return { seen: nr === syscallNumber("getppid") };
+      if (status >> 16 === PTRACE.EVENT_SECCOMP) {
+        const info = new Memory(PTRACE.SYSCALL_INFO.size);
+        const got = trySys("ptrace", PTRACE.GET_SYSCALL_INFO, pid, PTRACE.SYSCALL_INFO.size, info);
+        if (got > 0) nr = info.bytes.readInt32LE(PTRACE.SYSCALL_INFO.nr);
+        trySys("kill", pid, SIG.KILL);
+      } else {
+        trySys("ptrace", PTRACE.CONT, pid, 0, 0);
+      }
+    }
+  } finally {
+    sys("close", wait);
+    sys("close", go);
+  }
+}
+
+function extras(): void {
+  const cookie = inChild(0, () => {
+    sys("prctl", PR.SCHED_CORE, PR.SCHED_CORE_CREATE, 0, PR.SCHED_CORE_SCOPE_THREAD, 0);
+    return true;
+  });
+  tell("core-scheduling", cookie, "a cookie of its own; used where asked for");
+  const speculation = inChild(0, () => {
+    for (const control of [PR.SPEC_STORE_BYPASS, PR.SPEC_INDIRECT_BRANCH]) {
+      const state = sys("prctl", PR.GET_SPECULATION_CTRL, control, 0, 0, 0);
+      const held = state === PR.SPEC_NOT_AFFECTED || (state & (PR.SPEC_DISABLE | PR.SPEC_FORCE_DISABLE)) !== 0;
+      if (!held) sys("prctl", PR.SET_SPECULATION_CTRL, control, PR.SPEC_FORCE_DISABLE, 0, 0);
+    }
+    return true;
+  });
+  tell("speculation", speculation, "store bypass and indirect branches restricted; used where asked for");
+}
+
+/** Makes a tree as a keeper would, and removes it. Last, because in a delegated v2 cgroup it moves this process. */
+function cgroups(): void {
+  const answer = (ok: boolean, detail: string): void =>
+    void fs.writeSync(1, `${JSON.stringify({ layer: "cgroup", ok, detail, refused: "" } satisfies Attempt)}\n`);
+  const support = detectCgroups(REAL_FILES, [process.pid, process.ppid]);
+  if (!support.available) return answer(false, support.reason);
+  const where = support.version === "v2" ? support.base.dir : support.base.memory;
+  try {
+    CgroupTree.create(support, { slots: 1, maxMemoryBytes: 1 << 26 }).remove();
+    answer(true, `${support.version}: made, limited and removed one below ${where}`);
+  } catch (error) {
+    answer(false, error instanceof Error ? error.message : String(error));
+  }
+}
+
+namespaces();
+privileges();
+walls();
+filters();
+extras();
+cgroups();

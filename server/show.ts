@@ -1,0 +1,233 @@
+/**
+ * Outcomes for people and for programs, as text. Everything that a guest chose (values, messages, logs, names) is
+ * hostile here: a terminal obeys escape sequences, and a reader believes a line that looks like ours. So nothing
+ * leaves this file with a control character in it but line breaks, and a guest's lines are told apart by their margin.
+ * Pure: knows no stream and no process.
+ */
+import { inspect } from "node:util";
+import type { LimitName, Limits } from "./limits.js";
+import type { LogEntry, Outcome, ScriptError, Stop, StopLayer, StopReason } from "./outcome.js";
+
+/**
+ * C0 (but line feed and tab), DEL, C1 (which some terminals obey as ESC sequences), line and paragraph separators, and
+ * the marks that turn the direction of what follows, and lone surrogates. ECMA-48; Unicode TR 9, TR 36 "Bidirectional text spoofing"
+ */
+// oxlint-disable-next-line no-control-regex -- finding them is the point
+const UNSAFE = /[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\p{Surrogate}]/gu;
+
+const code = (char: string): number => char.codePointAt(0) ?? 0;
+
+/** Hostile text made visible: `\x1b` instead of the escape character. Line feeds and tabs stay. */
+export function neutral(text: string): string {
+  return text.replace(UNSAFE, (char) => {
+    const hex = code(char).toString(16);
+    return hex.length > 2 ? `\\u${hex.padStart(4, "0")}` : `\\x${hex.padStart(2, "0")}`;
+  });
+}
+
+/** The same in one line. */
+const inOneLine = (text: string): string => neutral(text).replaceAll("\n", "\\n").replaceAll("\t", " ");
+
+type Style = "red" | "yellow" | "green" | "dim" | "bold";
+const SGR: Readonly<Record<Style, number>> = { red: 31, yellow: 33, green: 32, dim: 2, bold: 1 };
+
+/** Colours text of ours, or does nothing. */
+export type Paint = (style: Style, text: string) => string;
+export const painter =
+  (colours: boolean): Paint =>
+  (style, text) =>
+    colours ? `\x1b[${SGR[style]}m${text}\x1b[0m` : text;
+
+// ---- JSON -----------------------------------------------------------------------------------------------------------
+
+/**
+ * A value as JSON. What JSON has, is itself; the rest is an object with the key `$type`:
+ *
+ *     undefined       {"$type":"undefined"}
+ *     NaN, -0, ...    {"$type":"number","value":"NaN"}        also "Infinity", "-Infinity", "-0"
+ *     bigint          {"$type":"bigint","value":"123"}
+ *     Date            {"$type":"Date","value":"2020-01-01T00:00:00.000Z"}      null: an invalid date
+ *     Map             {"$type":"Map","entries":[[key,value],...]}
+ *     Set             {"$type":"Set","values":[...]}
+ *     typed array     {"$type":"Uint8Array","base64":"..."}   any view by its name; "ArrayBuffer", "DataView"
+ *     Error           {"$type":"Error","name":...,"message":...,"stack":...}
+ *     an object that has a key "$type" itself   {"$type":"Object","entries":[[key,value],...]}
+ */
+export function jsonable(value: unknown): unknown {
+  if (value === undefined) return { $type: "undefined" };
+  if (typeof value === "bigint") return { $type: "bigint", value: String(value) };
+  if (typeof value === "number" && (!Number.isFinite(value) || Object.is(value, -0))) {
+    return { $type: "number", value: Object.is(value, -0) ? "-0" : String(value) };
+  }
+  if (typeof value !== "object" || value === null) return value;
+  if (Array.isArray(value)) return value.map(jsonable);
+  if (value instanceof Date) {
+    return { $type: "Date", value: Number.isNaN(value.getTime()) ? null : value.toISOString() };
+  }
+  if (value instanceof Map) return { $type: "Map", entries: [...value].map((pair) => pair.map(jsonable)) };
+  if (value instanceof Set) return { $type: "Set", values: [...value].map(jsonable) };
+  if (value instanceof Error) {
+    return { $type: "Error", name: value.name, message: value.message, stack: value.stack ?? "" };
+  }
+  if (ArrayBuffer.isView(value) || value instanceof ArrayBuffer) {
+    const bytes = ArrayBuffer.isView(value)
+      ? Buffer.from(value.buffer, value.byteOffset, value.byteLength)
+      : Buffer.from(value);
+    const type = Object.prototype.toString.call(value).slice(8, -1);
+    return { $type: type, base64: bytes.toString("base64") };
+  }
+  const entries = Object.entries(value).map(([key, item]): [string, unknown] => [key, jsonable(item)]);
+  return Object.hasOwn(value, "$type") ? { $type: "Object", entries } : Object.fromEntries(entries);
+}
+
+/** The outcome as one line of JSON, safe to show on a terminal too: control characters are written as escapes. */
+export function outcomeJson(outcome: Outcome): string {
+  const plain = outcome.status === "ok" ? { ...outcome, value: jsonable(outcome.value) } : outcome;
+  const { status, ...rest } = plain; // the status first, for readers
+  return JSON.stringify({ status, ...rest }).replace(
+    UNSAFE,
+    (char) => `\\u${code(char).toString(16).padStart(4, "0")}`,
+  );
+}
+
+// ---- for people -----------------------------------------------------------------------------------------------------
+
+/** A result: a string as it is, `undefined` as nothing, the rest as Node would print it, whole. */
+export function valueText(value: unknown, colours: boolean): string {
+  if (value === undefined) return "";
+  if (typeof value === "string") return `${neutral(value)}\n`;
+  calmErrors(value);
+  const all = { depth: Infinity, maxArrayLength: Infinity, maxStringLength: Infinity, breakLength: 100 };
+  const text = inspect(value, { ...all, colors: colours });
+  // With colours the escape sequences are inspect's own: it escapes those of strings, and errors have been calmed.
+  return `${colours ? text : neutral(text)}\n`;
+}
+
+/** inspect prints the texts of errors as they are, so they are made harmless where they stand. */
+function calmErrors(value: unknown): void {
+  if (typeof value !== "object" || value === null || ArrayBuffer.isView(value)) return;
+  if (value instanceof Error) {
+    value.name = inOneLine(value.name);
+    value.message = neutral(value.message);
+    const head = value.message === "" ? value.name : `${value.name}: ${value.message}`;
+    value.stack = `${head}\n${neutral(value.stack ?? "")}`.trimEnd(); // a guest's stack has no headline
+    return;
+  }
+  if (value instanceof Map) for (const pair of value) pair.forEach(calmErrors);
+  else if (value instanceof Set) for (const item of value) calmErrors(item);
+  else for (const item of Object.values(value)) calmErrors(item);
+}
+
+/** One line a log entry, more where its text has line breaks; the margin says that the guest wrote it. */
+export function logText(entry: LogEntry, paint: Paint): string {
+  const margin = `[${entry.level}] `;
+  const lines = neutral(entry.args.join(" ")).split("\n");
+  const body = lines.map((line, i) => (i === 0 ? "" : " ".repeat(margin.length)) + line).join("\n");
+  const style = entry.level === "error" ? "red" : entry.level === "warn" ? "yellow" : "dim";
+  return `${paint(style, margin)}${body}\n`;
+}
+
+export interface Place {
+  file: string;
+  line: number;
+  column: number;
+}
+
+/** The topmost place in a script's stack. */
+export function placeOf(error: ScriptError): Place | undefined {
+  const match = /^\s*at (?:.*? \()?([^()\n]+):(\d+):(\d+)\)?$/m.exec(error.stack);
+  return match === null
+    ? undefined
+    : { file: match[1] as string, line: Number(match[2]), column: Number(match[3]) };
+}
+
+const WINDOW = 100;
+
+/** The line that is meant and a caret below the column; a long line is cut around it. */
+export function excerpt(source: string, place: Place): string | undefined {
+  const line = source.split(/\r?\n/)[place.line - 1];
+  if (line === undefined || place.column < 1 || place.column > line.length + 1) return undefined;
+  const from = Math.max(0, place.column - 1 - (WINDOW >> 1));
+  // One character for one: the caret must stay below its own.
+  const shown = line
+    .slice(from, from + WINDOW)
+    .replaceAll("\t", " ")
+    .replace(UNSAFE, "\ufffd");
+  const number = String(place.line);
+  return `${number} | ${shown}\n${" ".repeat(number.length)} | ${" ".repeat(place.column - 1 - from)}^\n`;
+}
+
+/** What the script threw. `sources` are the texts by the names that the stack shows. */
+export function errorText(error: ScriptError, sources: ReadonlyMap<string, string>, paint: Paint): string {
+  const name = inOneLine(error.name) || "Error";
+  const place = placeOf(error);
+  const source = place && sources.get(place.file);
+  const shown = error.name === "SyntaxError" && place && source ? excerpt(source, place) : undefined;
+  if (place !== undefined && shown !== undefined) {
+    const where = inOneLine(`${place.file}:${place.line}:${place.column}`);
+    // A message may bring an excerpt of its own: ours is enough.
+    const message = inOneLine(error.message.replace(/\n {2}[^\n]*\n *\^$/, ""));
+    return `${where}: ${paint("red", `${name}: ${message}`)}\n\n${shown}`;
+  }
+  const message = neutral(error.message).replaceAll("\n", "\n    ");
+  const head = paint("red", message === "" ? name : `${name}: ${message}`);
+  const stack = neutral(error.stack)
+    .split("\n")
+    .filter((line) => line.trim() !== "")
+    .map((line) => `    ${line.trim()}\n`);
+  return `${head}\n${paint("dim", stack.join(""))}`;
+}
+
+interface ReasonRow {
+  what: string;
+  /** The limit that was met, whose unit the numbers have. */
+  limit?: LimitName;
+  hint: string;
+}
+
+/** Every reason in words, and what its reader can do. */
+const REASONS: Readonly<Record<StopReason, ReasonRow>> = {
+  "wall-time": { what: "it was still running at its deadline", limit: "wallMs", hint: "Give it longer with --limit wallMs=N, or look for a wait or a loop without end." },
+  "cpu-time": { what: "it used up its CPU time", limit: "cpuMs", hint: "Give it more with --limit cpuMs=N, or look for a loop without end." },
+  fuel: { what: "it used up its instructions", hint: "Look for a loop without end." },
+  memory: { what: "it asked for more memory than it may have", limit: "memoryMb", hint: "Give it more with --limit memoryMb=N." },
+  stack: { what: "it recursed deeper than its stack", limit: "stackKb", hint: "Look for a recursion without end, or give it more with --limit stackKb=N." },
+  output: { what: "its result is too large", limit: "resultBytes", hint: "Return less, or allow more with --limit resultBytes=N." },
+  source: { what: "its source is too large, or could not be parsed within bounds", limit: "sourceBytes", hint: "Send less, or allow more with --limit sourceBytes=N." },
+  "host-calls": { what: "it called the host too often", limit: "hostCalls", hint: "Allow more with --limit hostCalls=N." },
+  deadlock: { what: "it waits for a promise that nothing can settle", hint: "Look for a promise that is never resolved." },
+  idle: { what: "it had nothing to do for too long", hint: "Run it again." },
+  syscall: { what: "it made a system call that it may not make: code outside the script's language ran", hint: "Treat the script as an attack." },
+  crash: { what: "its process crashed", hint: "If the script is harmless, please report this with the script." },
+  protocol: { what: "its process said something that no honest worker says", hint: "Treat the script as an attack." },
+  lost: { what: "its process was lost", hint: "Run it again; if it repeats, run `doublehull doctor`." },
+};
+
+const LAYERS: Readonly<Record<StopLayer, string>> = {
+  language: "the language engine",
+  broker: "the capability broker",
+  supervisor: "the supervisor",
+  seccomp: "the seccomp filter",
+  rlimit: "a resource limit of its process",
+  cgroup: "its cgroup",
+  kernel: "the kernel",
+};
+
+/** A number of a limit, in its unit. Stops count memory and stack in bytes. */
+function quantity(n: number, limit: LimitName | undefined): string {
+  if (limit === "wallMs" || limit === "cpuMs") return `${Math.round(n)} ms`;
+  if (limit === "memoryMb") return `${(n / 1024 / 1024).toFixed(1).replace(/\.0$/, "")} MiB`;
+  if (limit === "hostCalls") return `${n} calls`;
+  return limit === undefined ? String(n) : `${n} bytes`;
+}
+
+export function stopText(stop: Stop, limits: Readonly<Limits>, paint: Paint): string {
+  const row = REASONS[stop.reason];
+  const facts = [`${LAYERS[stop.layer]} ended it`];
+  if (stop.limit !== undefined) facts.push(`limit ${quantity(stop.limit, row.limit)}`);
+  else if (row.limit !== undefined && stop.detail === undefined) facts.push(`${row.limit}=${limits[row.limit]}`);
+  if (stop.measured !== undefined) facts.push(`measured ${quantity(stop.measured, row.limit)}`);
+  if (stop.syscall !== undefined) facts.push(`system call ${inOneLine(stop.syscall)}`);
+  if (stop.detail !== undefined) facts.push(inOneLine(stop.detail));
+  return `${paint("yellow", `stopped (${stop.reason}):`)} ${row.what}\n    ${facts.join(", ")}\n    ${row.hint}\n`;
+}

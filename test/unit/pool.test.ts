@@ -1,0 +1,444 @@
+/** The pool's rules with a hull that forks when the test says so: no process, no clock. */
+import { describe, expect, test } from "vitest";
+import { SandboxError } from "#server/errors";
+import type { Hull, ParkedWorker } from "#server/hull";
+import { asSandboxError, Pool, type Lease, type PoolOptions } from "#server/pool";
+
+interface FakeWorker {
+  hull: FakeHull;
+  discarded: boolean;
+  onLost: (() => void) | undefined;
+  discard(): void;
+}
+
+class FakeHull implements Hull {
+  alive = true;
+  forks = 0;
+  stopped = 0;
+  readonly layers = { hull: "double", engine: "quickjs", kernel: [] } as const as unknown as Hull["layers"];
+  readonly ended: Promise<void>;
+  /** What forks wait for; settled at once unless `manual`. */
+  readonly pending: { resolve: () => FakeWorker; reject: (error: Error) => void }[] = [];
+  readonly workers: FakeWorker[] = [];
+  #end!: () => void;
+
+  constructor(
+    readonly room: number,
+    readonly manual: boolean,
+    public failNext = 0,
+  ) {
+    this.ended = new Promise((resolve) => (this.#end = resolve));
+  }
+
+  get free(): number {
+    return this.alive ? this.room - this.workers.filter(({ discarded }) => !discarded).length : 0;
+  }
+
+  fork(): Promise<ParkedWorker> | undefined {
+    if (!this.alive || this.free - this.pending.length <= 0) return undefined;
+    this.forks++;
+    return new Promise((resolve, reject) => {
+      const make = (): FakeWorker => {
+        const worker: FakeWorker = {
+          hull: this,
+          discarded: false,
+          onLost: undefined,
+          discard: () => (worker.discarded = true),
+        };
+        this.workers.push(worker);
+        resolve(worker as unknown as ParkedWorker);
+        return worker;
+      };
+      if (this.failNext > 0) {
+        this.failNext--;
+        reject(new Error("no more processes"));
+      } else if (this.manual) this.pending.push({ resolve: make, reject });
+      else make();
+    });
+  }
+
+  /** Lets the oldest fork through. */
+  deliver(): FakeWorker {
+    const next = this.pending.shift();
+    if (next === undefined) throw new Error("no fork was asked for");
+    return next.resolve();
+  }
+
+  /** The zygote dies. */
+  die(): void {
+    this.alive = false;
+    for (const { reject } of this.pending.splice(0)) reject(new Error("the zygote ended"));
+    this.#end();
+  }
+
+  async stop(): Promise<void> {
+    this.stopped++;
+    this.die();
+    await this.ended;
+  }
+}
+
+/** Lets every promise and setImmediate that is due run. */
+async function settled(): Promise<void> {
+  for (let i = 0; i < 5; i++) await new Promise(setImmediate);
+}
+
+async function makePool(options: Partial<PoolOptions> & { room?: number; manual?: boolean } = {}) {
+  const { room = 100, manual = false, ...rest } = options;
+  const hulls: FakeHull[] = [];
+  const pool = await Pool.create({
+    start: () => {
+      const hull = new FakeHull(room, manual);
+      hulls.push(hull);
+      return Promise.resolve(hull);
+    },
+    parked: 1,
+    maxConcurrent: 4,
+    maxQueue: 100,
+    recycleForks: 1_000_000,
+    recycleMs: 3_600_000,
+    replaceFirst: false,
+    ...rest,
+  });
+  await settled();
+  return { pool, hulls, first: hulls[0] as FakeHull };
+}
+
+const workerOf = (lease: Lease) => lease.parked as unknown as FakeWorker;
+const refusal = async (what: Promise<unknown>): Promise<SandboxError> => {
+  const error: unknown = await what.then(
+    () => new Error("nothing was refused"),
+    (reason: unknown) => reason,
+  );
+  if (error instanceof SandboxError) return error;
+  throw error as Error;
+};
+
+describe("workers ahead of demand", () => {
+  test("as many are forked as are to be parked, before anybody asks", async () => {
+    const { pool, first } = await makePool({ parked: 3 });
+    expect(pool.state).toEqual({ running: 0, waiting: 0, parked: 3, generations: 1 });
+    expect(first.forks).toBe(3);
+  });
+
+  test("a worker that was taken is replaced at once", async () => {
+    const { pool, first } = await makePool({ parked: 2 });
+    await pool.acquire("", undefined);
+    await settled();
+    expect(pool.state).toMatchObject({ running: 1, parked: 2 });
+    expect(first.forks).toBe(3);
+  });
+
+  test("no worker is handed out twice", async () => {
+    const { pool } = await makePool();
+    const leases = await Promise.all([1, 2, 3, 4].map(() => pool.acquire("", undefined)));
+    expect(new Set(leases.map(workerOf)).size).toBe(4);
+  });
+
+  test("a sandbox that parks none forks when it is asked", async () => {
+    const { pool, first } = await makePool({ parked: 0 });
+    expect(first.forks).toBe(0);
+    const lease = await pool.acquire("", undefined);
+    expect(first.forks).toBe(1);
+    lease.done();
+  });
+
+  test("a full hull is asked again when a run is over", async () => {
+    const { pool, first } = await makePool({ parked: 0, room: 1 });
+    const lease = await pool.acquire("", undefined);
+    const next = pool.acquire("", undefined);
+    await settled();
+    expect(pool.state.waiting).toBe(1);
+    workerOf(lease).discard();
+    lease.done();
+    expect(workerOf(await next)).not.toBe(workerOf(lease));
+    expect(first.forks).toBe(2);
+  });
+
+  test("a parked worker that dies is not handed out, and is replaced", async () => {
+    const { pool, first } = await makePool({ parked: 2 });
+    const [lost, kept] = first.workers as [FakeWorker, FakeWorker];
+    lost.discard();
+    lost.onLost?.();
+    await settled();
+    expect(pool.state.parked).toBe(2);
+    const lease = await pool.acquire("", undefined);
+    expect(workerOf(lease)).toBe(kept);
+  });
+
+  test("a worker that was handed out is no longer the pool's to lose", async () => {
+    const { pool } = await makePool({ parked: 1 });
+    const lease = await pool.acquire("", undefined);
+    expect(workerOf(lease).onLost).toBeUndefined();
+  });
+});
+
+describe("who is next", () => {
+  test("no more run at once than maxConcurrent", async () => {
+    const { pool } = await makePool({ maxConcurrent: 2, parked: 4 });
+    const leases = [await pool.acquire("", undefined), await pool.acquire("", undefined)];
+    let served = false;
+    const third = pool.acquire("", undefined).then((lease) => ((served = true), lease));
+    await settled();
+    expect(pool.state).toMatchObject({ running: 2, waiting: 1 });
+    expect(served).toBe(false);
+    leases[0]?.done();
+    (await third).done();
+    leases[1]?.done();
+    expect(pool.idle).toBe(true);
+  });
+
+  test("`done` counts once, however often it is called", async () => {
+    const { pool } = await makePool({ maxConcurrent: 2 });
+    const one = await pool.acquire("", undefined);
+    await pool.acquire("", undefined);
+    one.done();
+    one.done();
+    one.done();
+    expect(pool.state.running).toBe(1);
+  });
+
+  test("runs of one tenant come in the order in which they were asked for", async () => {
+    const { pool } = await makePool({ maxConcurrent: 1 });
+    const order: number[] = [];
+    const runs = [0, 1, 2, 3, 4].map((n) =>
+      pool.acquire("a", undefined).then((lease) => {
+        order.push(n);
+        lease.done();
+      }),
+    );
+    await Promise.all(runs);
+    expect(order).toEqual([0, 1, 2, 3, 4]);
+  });
+
+  test("a tenant with a backlog delays another's single run by one", async () => {
+    const { pool } = await makePool({ maxConcurrent: 1 });
+    const order: string[] = [];
+    const take = (tenant: string) =>
+      pool.acquire(tenant, undefined).then((lease) => {
+        order.push(tenant);
+        setImmediate(() => lease.done());
+      });
+    const flood = Array.from({ length: 20 }, () => take("a"));
+    await settled();
+    const before = order.length;
+    const single = take("b");
+    await Promise.all([...flood, single]);
+    expect(order.indexOf("b") - before).toBeLessThanOrEqual(1);
+    expect(order).toHaveLength(21);
+  });
+
+  test("three tenants with a backlog take turns", async () => {
+    const { pool } = await makePool({ maxConcurrent: 1 });
+    const blocker = await pool.acquire("x", undefined);
+    const order: string[] = [];
+    const runs = ["a", "b", "c"].flatMap((tenant) =>
+      [1, 2, 3].map(() =>
+        pool.acquire(tenant, undefined).then((lease) => {
+          order.push(tenant);
+          lease.done();
+        }),
+      ),
+    );
+    blocker.done();
+    await Promise.all(runs);
+    expect(order.join("")).toBe("abcabcabc");
+  });
+});
+
+describe("the bound of the queue", () => {
+  test("what does not fit is refused as overloaded, with the bound in words", async () => {
+    const { pool } = await makePool({ maxConcurrent: 1, maxQueue: 2 });
+    const running = await pool.acquire("", undefined);
+    const queued = [pool.acquire("", undefined), pool.acquire("", undefined)];
+    const error = await refusal(pool.acquire("", undefined));
+    expect(error).toMatchObject({ code: "overloaded" });
+    expect(error.message).toContain("maxQueue 2");
+    running.done();
+    (await (queued[0] as Promise<Lease>)).done();
+    (await (queued[1] as Promise<Lease>)).done();
+    (await pool.acquire("", undefined)).done();
+  });
+
+  test("a queue of none still serves what a parked worker can take at once", async () => {
+    const { pool } = await makePool({ maxConcurrent: 2, maxQueue: 0 });
+    const lease = await pool.acquire("", undefined);
+    lease.done();
+    await settled();
+    expect(await pool.acquire("", undefined)).toBeDefined();
+  });
+
+  test("a run that was withdrawn by its signal leaves room in the queue and takes no worker", async () => {
+    const { pool } = await makePool({ maxConcurrent: 1, maxQueue: 1 });
+    const running = await pool.acquire("", undefined);
+    const abort = new AbortController();
+    const queued = pool.acquire("", abort.signal);
+    abort.abort(new Error("changed my mind"));
+    await expect(queued).rejects.toThrow("changed my mind");
+    expect(pool.state.waiting).toBe(0);
+    const next = pool.acquire("", undefined);
+    running.done();
+    (await next).done();
+  });
+
+  test("a signal that aborts after the worker was handed out does not touch the queue", async () => {
+    const { pool } = await makePool({ maxConcurrent: 1 });
+    const abort = new AbortController();
+    const lease = await pool.acquire("a", abort.signal);
+    const waiting = pool.acquire("a", undefined);
+    abort.abort();
+    expect(pool.state).toMatchObject({ running: 1, waiting: 1 });
+    lease.done();
+    (await waiting).done();
+  });
+});
+
+describe("generations", () => {
+  test("after so many forks a new hull takes over and the old one is stopped when its last run is over", async () => {
+    const { pool, hulls, first } = await makePool({ recycleForks: 3 });
+    const leases = [await pool.acquire("", undefined), await pool.acquire("", undefined)];
+    await settled();
+    expect(hulls).toHaveLength(2);
+    expect(first.stopped).toBe(0);
+    leases[0]?.done();
+    await settled();
+    expect(first.stopped).toBe(0);
+    leases[1]?.done();
+    await settled();
+    expect(first.stopped).toBe(1);
+    const lease = await pool.acquire("", undefined);
+    expect(workerOf(lease).hull).toBe(hulls[1]);
+  });
+
+  test("parked workers of a generation that is retired are discarded, also those still on their way", async () => {
+    const { pool, hulls, first } = await makePool({ recycleForks: 2, parked: 2, manual: true });
+    const early = first.deliver();
+    await settled();
+    expect(hulls).toHaveLength(2);
+    expect(early.discarded).toBe(true);
+    expect(pool.state.parked).toBe(0);
+  });
+
+  test("a stopgap is replaced as soon as the next generation stands", async () => {
+    const { pool, hulls, first } = await makePool({ replaceFirst: true });
+    await settled();
+    expect(hulls).toHaveLength(2);
+    expect(first.stopped).toBe(1);
+    expect(workerOf(await pool.acquire("", undefined)).hull).toBe(hulls[1]);
+  });
+
+  test("a hull that dies is replaced, and who waits is served by the next", async () => {
+    const { pool, hulls, first } = await makePool({ manual: true });
+    const waiting = pool.acquire("", undefined);
+    first.die();
+    await settled();
+    expect(hulls).toHaveLength(2);
+    hulls[1]?.deliver();
+    expect(workerOf(await waiting).hull).toBe(hulls[1]);
+  });
+
+  test("without a hull that can be started, those who wait are told why, and the next run tries again", async () => {
+    let broken = false;
+    const hulls: FakeHull[] = [];
+    const { pool } = await makePool({
+      start: () => {
+        if (broken) return Promise.reject(Object.assign(new Error("no user namespaces"), { remedy: "allow them" }));
+        const hull = new FakeHull(10, false);
+        hulls.push(hull);
+        return Promise.resolve(hull);
+      },
+      maxConcurrent: 1,
+    });
+    const running = await pool.acquire("", undefined);
+    broken = true;
+    const waiting = pool.acquire("", undefined);
+    hulls[0]?.die();
+    expect(await refusal(waiting)).toMatchObject({
+      code: "host-cannot",
+      message: "no user namespaces",
+      remedy: "allow them",
+    });
+    running.done();
+    broken = false;
+    expect(await pool.acquire("", undefined)).toBeDefined();
+  });
+
+  test("the first hull's failure is the failure of `create`", async () => {
+    await expect(makePool({ start: () => Promise.reject(new Error("nothing here")) })).rejects.toThrow(
+      "nothing here",
+    );
+  });
+});
+
+describe("forks that fail", () => {
+  test("one failure is nobody's business: another worker is forked", async () => {
+    const { pool, first } = await makePool({ parked: 0 });
+    first.failNext = 1;
+    const lease = await pool.acquire("", undefined);
+    expect(workerOf(lease).hull).toBe(first);
+  });
+
+  test("three in a row are told to those who wait", async () => {
+    const { pool, first } = await makePool({ parked: 0 });
+    first.failNext = 3;
+    expect(await refusal(pool.acquire("", undefined))).toMatchObject({
+      code: "host-cannot",
+      message: "no more processes",
+    });
+  });
+
+  test("after a failure was told, the next run is served", async () => {
+    const { pool, first } = await makePool({ parked: 0 });
+    first.failNext = 3;
+    await refusal(pool.acquire("", undefined));
+    expect(await pool.acquire("", undefined)).toBeDefined();
+  });
+});
+
+describe("the end", () => {
+  test("close rejects those who wait, stops every hull and refuses what comes later", async () => {
+    const { pool, first } = await makePool({ maxConcurrent: 1 });
+    await pool.acquire("", undefined);
+    const waiting = refusal(pool.acquire("", undefined));
+    await pool.close();
+    expect(await waiting).toMatchObject({ code: "closed" });
+    expect(await refusal(pool.acquire("", undefined))).toMatchObject({ code: "closed" });
+    expect(first.stopped).toBeGreaterThan(0);
+    expect(pool.state.generations).toBe(0);
+  });
+
+  test("a hull that was being started when the pool closed is stopped too", async () => {
+    let release!: (hull: FakeHull) => void;
+    const hulls: FakeHull[] = [];
+    const { pool } = await makePool({
+      start: (isFirst) => {
+        const hull = new FakeHull(10, false);
+        hulls.push(hull);
+        return isFirst ? Promise.resolve(hull) : new Promise((resolve) => (release = resolve));
+      },
+    });
+    hulls[0]?.die();
+    await settled();
+    expect(hulls).toHaveLength(2);
+    const closing = pool.close();
+    release(hulls[1] as FakeHull);
+    await closing;
+    expect(hulls[1]?.stopped).toBe(1);
+  });
+
+  test("a worker that is parked after the close is discarded", async () => {
+    const { pool, first } = await makePool({ manual: true });
+    const [pending] = first.pending.splice(0, 1);
+    await pool.close();
+    const late = pending?.resolve();
+    await settled();
+    expect(late?.discarded).toBe(true);
+  });
+});
+
+test("an error of the host keeps its remedy when it becomes the caller's", () => {
+  const error = asSandboxError(Object.assign(new Error("no cgroup"), { remedy: "run as root" }));
+  expect(error).toMatchObject({ code: "host-cannot", message: "no cgroup", remedy: "run as root" });
+  expect(asSandboxError(error)).toBe(error);
+  expect(asSandboxError("odd")).toMatchObject({ code: "host-cannot", message: "odd" });
+});
