@@ -73,7 +73,13 @@ export interface Engine {
 
 /** A warm engine with the guest's world made, before the fork. It has seen no script. */
 export interface Image {
-  /** A throw-away evaluation that touches the pages which every run writes. Called once, after the fork. */
+  /**
+   * Hands a spare image of the same engine to `spend`, which runs jobs of our own on it. Before the fork, so that every
+   * function that a job will need is compiled once, and not in each worker; after it, so that the pages which every
+   * run writes are the worker's own before its job comes.
+   */
+  rehearse(spend: (spare: Image) => void): void;
+  /** A throw-away evaluation in the image itself, for the same reason. Called once, after the fork. */
   warm(): void;
   /** Takes the one job of this process. `send` is synchronous; after a `result` the guest is not stepped again. */
   load(job: Job, send: (event: GuestEvent) => void): Guest;

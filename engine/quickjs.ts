@@ -8,8 +8,11 @@ import {
   RELEASE_SYNC,
   newQuickJSWASMModuleFromVariant,
   newVariant,
+  type EmscriptenModuleLoader,
   type QuickJSContext,
+  type QuickJSEmscriptenModule,
   type QuickJSHandle,
+  type QuickJSWASMModule,
   type QuickJSRuntime,
 } from "quickjs-emscripten";
 import { codec } from "./codec.js";
@@ -31,6 +34,14 @@ import { NO_TIMER, RAN_ONE, world, type WorldControl, type WorldHost } from "./w
 const MODULE_PAGES = 256;
 const PAGE_BYTES = 65536;
 const OWN_FILE = "doublehull:world";
+const WARM_JOB = {
+  name: OWN_FILE,
+  type: "module",
+  seed: new Uint8Array(32),
+  nowMs: 0,
+  maxResultBytes: 4096,
+  maxLogBytes: 4096,
+} as const;
 
 type Send = (event: GuestEvent) => void;
 /** In the instance's own heap; 0 when it is exhausted. */
@@ -61,12 +72,15 @@ class QuickJSImage implements Image {
   #send: Send = () => {};
   readonly #memory: BoundedMemory;
   readonly #malloc: Malloc;
+  readonly #module: QuickJSWASMModule;
+  #spare: QuickJSImage | undefined;
 
   constructor(
-    module: Awaited<ReturnType<typeof newQuickJSWASMModuleFromVariant>>,
+    module: QuickJSWASMModule,
     memory: BoundedMemory,
     malloc: Malloc,
   ) {
+    this.#module = module;
     this.#memory = memory;
     this.#malloc = malloc;
     // QuickJS reads its clock through Date.now of this realm: from here on it is the guest's, and stands still.
@@ -100,23 +114,21 @@ class QuickJSImage implements Image {
         });
         return context.undefined;
       },
-      finish: (status, a, b, c, ...buffers) => {
+      ok: (text, ...buffers) => {
+        if (this.#wasInterrupted()) return context.undefined;
+        const blobs = buffers.map((handle) => context.getArrayBuffer(handle).value.slice());
+        const value = { text: context.getString(text as QuickJSHandle), blobs };
+        this.#send({ kind: "result", status: "ok", value });
+        return context.undefined;
+      },
+      fail: (ending) => {
         // An interrupted async function rejects like any other: it is the deadline all the same.
         if (this.#wasInterrupted()) return context.undefined;
-        const [state, first, second, third] = [status, a, b, c].map((h) => context.getString(h as QuickJSHandle)) as [
-          string,
-          string,
-          string,
-          string,
-        ];
-        if (state === "ok") {
-          const blobs = buffers.map((handle) => context.getArrayBuffer(handle).value.slice());
-          this.#send({ kind: "result", status: "ok", value: { text: first, blobs } });
-        } else if (state === "threw") {
-          if (first === "Error" && second === "null" && this.#memory.refused) this.#stop("memory", "out of memory");
-          const error = { name: first, message: second, stack: third };
-          this.#send({ kind: "result", status: "threw", error });
-        } else this.#stop(state as InnerStop, first);
+        const [status, ...parts] = JSON.parse(context.getString(ending as QuickJSHandle)) as string[];
+        const [name = "", message = "", stack = ""] = parts;
+        if (status !== "threw") this.#stop(status as InnerStop, name);
+        else if (name === "Error" && message === "null" && this.#memory.refused) this.#stop("memory", "out of memory");
+        else this.#send({ kind: "result", status: "threw", error: { name, message, stack } });
         return context.undefined;
       },
     };
@@ -133,10 +145,19 @@ class QuickJSImage implements Image {
     this.#send({ kind: "result", status: "stopped", reason, detail });
   }
 
+  rehearse(spend: (spare: Image) => void): void {
+    this.#spare ??= new QuickJSImage(this.#module, this.#memory, this.#malloc);
+    spend(this.#spare);
+    Date.now = () => this.#now;
+  }
+
+  /** The way of a job through the real context; what it leaves there, the real job's `begin` overwrites. */
   warm(): void {
-    const context = this.#context;
-    context.unwrapResult(context.evalCode("(function (a) { return a.map((x) => ({ x })).length })([1, 2])", OWN_FILE));
-    this.#runtime.executePendingJobs();
+    const input = { wire: null, blob: new Uint8Array(0) };
+    const source = "export default () => [1, { a: 'b' }]";
+    this.#start({ ...WARM_JOB, source, input });
+    this.#drain();
+    this.#runTimer();
   }
 
   load(job: Job, send: Send): Guest {
@@ -182,16 +203,20 @@ class QuickJSImage implements Image {
     return guest;
   }
 
-  #start(job: Job): void {
+  #start(job: Pick<Job, "name" | "source" | "type" | "seed" | "input" | "nowMs" | "maxResultBytes" | "maxLogBytes">): void {
     const context = this.#context;
-    const seed = context.newArrayBuffer(exactBuffer(job.seed));
-    const input = context.newString(JSON.stringify(job.input.wire));
-    const bytes = context.newArrayBuffer(exactBuffer(job.input.blob));
-    const [resultBytes, logBytes, now] = [job.maxResultBytes, job.maxLogBytes, job.nowMs].map((n) =>
-      context.newNumber(n),
-    ) as [QuickJSHandle, QuickJSHandle, QuickJSHandle];
-    if (!this.#invoke("begin", seed, input, bytes, resultBytes, logBytes, now)) return;
-    for (const handle of [seed, input, bytes, resultBytes, logBytes, now]) handle.dispose();
+    const { blob } = job.input;
+    const bytes = new ArrayBuffer(job.seed.length + blob.length);
+    new Uint8Array(bytes).set(job.seed);
+    new Uint8Array(bytes).set(blob, job.seed.length);
+    const buffer = context.newArrayBuffer(bytes);
+    const text = context.newString(
+      JSON.stringify([job.maxResultBytes, job.maxLogBytes, job.nowMs, job.input.wire]),
+    );
+    const begun = this.#invoke("begin", text, buffer);
+    text.dispose();
+    buffer.dispose();
+    if (!begun) return;
     const result = context.evalCode(job.source, job.name, { type: job.type === "module" ? "module" : "global" });
     if (result.error) return this.#failed(result.error);
     this.#invoke(job.type === "module" ? "settleModule" : "settleScript", result.value);
@@ -276,10 +301,6 @@ function resolveModule(base: string, requested: string, modules: ReadonlyMap<str
   return path.join("/");
 }
 
-function exactBuffer(bytes: Uint8Array): ArrayBuffer {
-  return bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength) as ArrayBuffer;
-}
-
 export const quickjs: Engine = {
   async boot({ memoryMb }: BootOptions): Promise<Image> {
     const pages = Math.max(MODULE_PAGES, Math.floor((memoryMb * 1024 * 1024) / PAGE_BYTES));
@@ -289,10 +310,12 @@ export const quickjs: Engine = {
     const module = await newQuickJSWASMModuleFromVariant({
       ...variant,
       importModuleLoader: async () => {
-        const imported = await variant.importModuleLoader();
-        const load = typeof imported === "function" ? imported : imported.default;
+        // The package wraps its loader in a module, which a bundler may wrap once more.
+        let load: unknown = await variant.importModuleLoader();
+        while (typeof load !== "function") load = (load as { default: unknown }).default;
+        const make = load as EmscriptenModuleLoader<QuickJSEmscriptenModule>;
         return async (options) => {
-          const emscripten = await load(options);
+          const emscripten = await make(options);
           malloc = (bytes) => emscripten._malloc(bytes);
           return emscripten;
         };

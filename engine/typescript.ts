@@ -19,7 +19,8 @@ export const typescript: Engine = {
     const strip = (name: string, source: string, module: boolean) =>
       stripper.transformSync(source, { mode: "strip-only", module, filename: name }).code;
     strip("warm.ts", "export const x: number = 1;", true);
-    return {
+    const image: Image = {
+      rehearse: (spend) => spend(image),
       warm: () => void strip("warm.ts", "interface A { b: string } export default (a: A) => a.b as string;", true),
       load: (job: Job, send: (event: GuestEvent) => void) => ({
         outstanding: 0,
@@ -39,6 +40,7 @@ export const typescript: Engine = {
         },
       }),
     };
+    return image;
   },
 };
 

@@ -10,20 +10,19 @@ import type { Codec } from "./codec.js";
 export interface WorldHost {
   /** `texts` is a JSON array of strings: one string crosses, however many arguments there were. */
   log(level: string, texts: string): void;
-  /** `status` is "ok" (a = text, then buffers), "threw" (name, message, stack) or a stop reason (a = detail). */
-  finish(status: string, a: string, b: string, c: string, ...buffers: ArrayBuffer[]): void;
+  /** The result: the codec's text and its bytes. */
+  ok(text: string, ...buffers: ArrayBuffer[]): void;
+  /** Any other end: a JSON array of strings, ["threw", name, message, stack] or [stop reason, detail]. */
+  fail(ending: string): void;
 }
 
 /** What the engine's host side calls in the world. */
 export interface WorldControl {
-  begin(
-    seed: ArrayBuffer,
-    input: string,
-    buffers: ArrayBuffer,
-    maxResultBytes: number,
-    maxLogBytes: number,
-    nowMs: number,
-  ): void;
+  /**
+   * `job` is the JSON array [maxResultBytes, maxLogBytes, nowMs, input]; `bytes` begins with the 32 of the seed, the
+   * input's follow. Called again, it begins anew.
+   */
+  begin(job: string, bytes: ArrayBuffer): void;
   /** Settles with the module's default export, called with (input, env). `namespace` may be a promise of one. */
   settleModule(namespace: unknown): void;
   /** Settles with a script's completion value. */
@@ -90,6 +89,7 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
       return undefined; // a throwing getter of the guest's own: its text is not worth more than nothing
     }
   };
+  const end = (...ending: string[]): void => host.fail(stringify(ending));
   const fail = (error: any): void => {
     if (error === null || (typeof error !== "object" && typeof error !== "function")) {
       let shown: string;
@@ -98,7 +98,7 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
       } catch {
         shown = "an unprintable value";
       }
-      host.finish("threw", "Error", text(shown, 4096), "");
+      end("threw", "Error", text(shown, 4096), "");
       return;
     }
     const message = read(error, "message");
@@ -109,9 +109,9 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
     } catch {
       engineError = false; // a proxy that throws is not the engine's own error
     }
-    if (engineError && message === "out of memory") return host.finish("memory", "out of memory", "", "");
-    if (engineError && message === "stack overflow") return host.finish("stack", "stack overflow", "", "");
-    host.finish("threw", text(name, 256) || "Error", text(message, 4096), cleanStack(read(error, "stack")));
+    if (engineError && message === "out of memory") return end("memory", "out of memory");
+    if (engineError && message === "stack overflow") return end("stack", "stack overflow");
+    end("threw", text(name, 256) || "Error", text(message, 4096), cleanStack(read(error, "stack")));
   };
 
   // -- the result -----------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
       encoded = codec.encode(value, { maxBytes: maxResultBytes, maxDepth: 64, maxNodes: 1_000_000, root: "value" });
     } catch (error) {
       if (codec.isCodecError(error) && error.code === "too-large") {
-        return host.finish("output", text(error.message, 512), "", "");
+        return end("output", text(error.message, 512));
       }
       return fail(error);
     }
@@ -130,7 +130,8 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
       const blob = encoded.blobs[i] as Uint8Array<ArrayBuffer>;
       define(buffers, i, sliceBuffer(bufferOf(blob), offsetOf(blob), offsetOf(blob) + lengthOf(blob)));
     }
-    apply(host.finish, undefined, ["ok", encoded.text, "", "", ...buffers]);
+    if (buffers.length === 0) host.ok(encoded.text);
+    else apply(host.ok, undefined, [encoded.text, ...buffers]);
   };
   const typed = getPrototypeOf(Uint8Array.prototype) as object;
   const getter = (name: string) => uncurry(getOwnPropertyDescriptor(typed, name)?.get);
@@ -293,7 +294,7 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
     return result;
   };
   define(Math, "random", () => ((randomWord() >>> 5) * 67108864 + (randomWord() >>> 6)) / 9007199254740992);
-  const Uint8 = Uint8Array;
+  const [Uint8, Words] = [Uint8Array, Uint32Array];
   const hex = "0123456789abcdef";
   define(
     global,
@@ -390,8 +391,9 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
   // What fails while a result is being told (the memory may be used up) is told like an error of the script.
   const settle = (promise: unknown): void => void then(then(promise, succeed), undefined, fail);
   return {
-    begin(seed, inputText, buffers, resultBytes, logBytes, now) {
-      const words = new Uint32Array(seed);
+    begin(job, bytesIn) {
+      const [resultBytes, logBytes, now, wire] = parse(job);
+      const words = new Words(bytesIn, 0, 8);
       for (let i = 0; i < 8; i++) key[i] = words[i]!;
       [counter, used] = [0, 64];
       refill();
@@ -399,7 +401,7 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
       used = 16;
       [maxResultBytes, maxLogBytes, startMs, nowMs] = [resultBytes, logBytes, now, now];
       loggedBytes = 0;
-      input = codec.decode(parse(inputText), new Uint8(buffers), { maxDepth: 64, maxNodes: 1_000_000 });
+      input = codec.decode(wire, new Uint8(bytesIn, 32), { maxDepth: 64, maxNodes: 1_000_000 });
     },
     settleModule(namespace) {
       const call = (ns: any): unknown => {

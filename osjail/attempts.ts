@@ -23,10 +23,11 @@ export interface Attempt {
 }
 
 /** What came of a fork: the effect was seen or not, the kernel refused a step, or a signal ended it. */
-type Ending =
-  | { seen: boolean }
-  | { refused: "clone" | "id-map" | "act"; errno: string }
-  | { signal: number };
+type Ending = { seen: boolean } | { refused: "clone" | "id-map" | "act"; errno: string } | { signal: number };
+
+/** EPERM and the like, of the kernel's refusals and of Node's. */
+const codeOf = (error: unknown): string =>
+  error instanceof Error && "code" in error ? String(error.code) : String(error);
 
 const SEEN = 0;
 const NOT_SEEN = 200;
@@ -48,7 +49,7 @@ function inChild(flags: number, act: () => boolean): Ending {
       if ((flags & CLONE.NEWUSER) !== 0) mapOwnIds(pid);
       sys("write", go, new Memory("+"), 1);
     } catch (error) {
-      refusal = { refused: "id-map", errno: (error as NodeJS.ErrnoException).code ?? String(error) };
+      refusal = { refused: "id-map", errno: codeOf(error) };
       trySys("kill", pid, SIG.KILL);
     }
     const status = waitFor(pid);
@@ -101,7 +102,8 @@ function endingOf(status: number): Ending {
 function tell(layer: Attempt["layer"], ending: Ending, good: string): void {
   const attempt = (ok: boolean, detail: string, refused: string): Attempt => ({ layer, ok, detail, refused });
   let answer: Attempt;
-  if ("seen" in ending) answer = attempt(ending.seen, ending.seen ? good : "allowed, but without its effect", "");
+  if ("seen" in ending)
+    answer = attempt(ending.seen, ending.seen ? good : "allowed, but without its effect", "");
   else if ("signal" in ending) answer = attempt(false, `the attempt died of signal ${ending.signal}`, "");
   else {
     const { refused, errno } = ending;
@@ -115,13 +117,15 @@ function tell(layer: Attempt["layer"], ending: Ending, good: string): void {
 
 const spaceOf = (name: string): string => fs.readlinkSync(`/proc/self/ns/${name}`);
 
+/** Root inside, as the id map says. */
+function becomeRoot(): boolean {
+  sys("setresgid", 0, 0, 0);
+  sys("setresuid", 0, 0, 0);
+  return sys("geteuid") === 0;
+}
+
 function namespaces(): void {
-  const root = () => {
-    sys("setresgid", 0, 0, 0);
-    sys("setresuid", 0, 0, 0);
-    return sys("geteuid") === 0;
-  };
-  tell("user-namespace", inChild(CLONE.NEWUSER, root), "an own one, with its id map");
+  tell("user-namespace", inChild(CLONE.NEWUSER, becomeRoot), "an own one, with its id map");
   const others = [
     ["pid-namespace", "pid", CLONE.NEWPID],
     ["mount-namespace", "mnt", CLONE.NEWNS],
@@ -137,21 +141,26 @@ function namespaces(): void {
       continue;
     }
     const before = spaceOf(name);
-    tell(layer, inChild(CLONE.NEWUSER + flag, () => spaceOf(name) !== before), "an own one");
+    tell(
+      layer,
+      inChild(CLONE.NEWUSER + flag, () => spaceOf(name) !== before),
+      "an own one",
+    );
   }
   const emptied = inChild(CLONE.NEWUSER + CLONE.NEWNS, () => {
     const before = fs.readdirSync("/").length;
-    root();
+    becomeRoot();
     enterEmptyRoot();
     return before > 0 && fs.readdirSync("/").length === 0;
   });
   tell("empty-root", emptied, "pivot_root to an empty tmpfs; nothing of the host is left");
 }
 
+const rename = (): number => trySys("sethostname", new Memory("doctor"), 6);
+
 function privileges(): void {
   const header = new Memory(8);
   header.bytes.writeUInt32LE(CAPABILITY_VERSION_3, 0);
-  const rename = () => trySys("sethostname", new Memory("doctor"), 6);
   const dropped = inChild(CLONE.NEWUSER + CLONE.NEWUTS, () => {
     sys("setresuid", 0, 0, 0);
     const before = rename();
@@ -169,6 +178,8 @@ function privileges(): void {
 const openRoot = (): number => trySys("openat", -100, new Memory("/"), O.CLOEXEC, 0);
 const mapCode = (): number =>
   trySys("mmap", 0, 4096, PROT.READ | PROT.WRITE | PROT.EXEC, MAP.PRIVATE | MAP.ANONYMOUS, -1, 0);
+const mapMuch = (): number =>
+  trySys("mmap", 0, 1 << 26, PROT.READ | PROT.WRITE, MAP.PRIVATE | MAP.ANONYMOUS, -1, 0);
 const EACCES = -13;
 const ENOMEM = -12;
 
@@ -194,13 +205,12 @@ function walls(): void {
   tell("mdwe", sealed, "writable code could not be mapped");
 
   const limited = inChild(0, () => {
-    const map = () => trySys("mmap", 0, 1 << 26, PROT.READ | PROT.WRITE, MAP.PRIVATE | MAP.ANONYMOUS, -1, 0);
-    const before = map();
+    const before = mapMuch();
     const limit = new Memory(16);
     limit.bytes.writeBigUInt64LE(1n << 20n, 0);
     limit.bytes.writeBigUInt64LE(1n << 20n, 8);
     sys("prlimit64", 0, RLIMIT.DATA, limit, 0);
-    return before >= 0 && map() === ENOMEM;
+    return before >= 0 && mapMuch() === ENOMEM;
   });
   tell("rlimits", limited, "memory beyond RLIMIT_DATA was refused");
 
@@ -230,7 +240,7 @@ function heldChild(first: () => void, look: (pid: number) => boolean): Ending {
     const ready = sys("read", reader, new Memory(1), 1) === 1;
     return { seen: ready && look(pid) };
   } catch (error) {
-    return { refused: "act", errno: (error as NodeJS.ErrnoException).code ?? String(error) };
+    return { refused: "act", errno: codeOf(error) };
   } finally {
     sys("close", reader);
     if (pid > 0) {
@@ -244,18 +254,20 @@ function filterFor(refusal: Refusal): FilterProgram {
   return new FilterProgram(compile(PROFILES.quickjs, { arch: hostArch(), refusal }), refusal);
 }
 
+/** The act: a call that is not on the list, before the filter as a control and after it. */
+const callUnlisted = (filter: FilterProgram) => (): boolean => {
+  sys("prctl", PR.SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+  if (sys("getppid") <= 0) return false;
+  installFilter(filter);
+  sys("getppid");
+  return false; // a filter that lets it live is none
+};
+
 function filters(): void {
-  const attempt = (filter: FilterProgram) => () => {
-    sys("prctl", PR.SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-    if (sys("getppid") <= 0) return false;
-    installFilter(filter);
-    sys("getppid");
-    return false; // a filter that lets it live is none
-  };
-  const killed = inChild(0, attempt(filterFor("kill")));
+  const killed = inChild(0, callUnlisted(filterFor("kill")));
   const seen: Ending = "signal" in killed ? { seen: killed.signal === SIG.SYS } : killed;
   tell("seccomp", seen, "a call that is not on the list ended the process");
-  tell("naming", nameRefused(attempt(filterFor("trace"))), "the tracer named the refused call");
+  tell("naming", nameRefused(callUnlisted(filterFor("trace"))), "the tracer named the refused call");
 }
 
 /** Forks under a tracer: ourselves. man 2 ptrace PTRACE_SEIZE, PTRACE_GET_SYSCALL_INFO */
@@ -302,7 +314,8 @@ function extras(): void {
   const speculation = inChild(0, () => {
     for (const control of [PR.SPEC_STORE_BYPASS, PR.SPEC_INDIRECT_BRANCH]) {
       const state = sys("prctl", PR.GET_SPECULATION_CTRL, control, 0, 0, 0);
-      const held = state === PR.SPEC_NOT_AFFECTED || (state & (PR.SPEC_DISABLE | PR.SPEC_FORCE_DISABLE)) !== 0;
+      const held =
+        state === PR.SPEC_NOT_AFFECTED || (state & (PR.SPEC_DISABLE | PR.SPEC_FORCE_DISABLE)) !== 0;
       if (!held) sys("prctl", PR.SET_SPECULATION_CTRL, control, PR.SPEC_FORCE_DISABLE, 0, 0);
     }
     return true;
@@ -310,18 +323,20 @@ function extras(): void {
   tell("speculation", speculation, "store bypass and indirect branches restricted; used where asked for");
 }
 
+function tellCgroup(ok: boolean, detail: string): void {
+  fs.writeSync(1, `${JSON.stringify({ layer: "cgroup", ok, detail, refused: "" } satisfies Attempt)}\n`);
+}
+
 /** Makes a tree as a keeper would, and removes it. Last, because in a delegated v2 cgroup it moves this process. */
 function cgroups(): void {
-  const answer = (ok: boolean, detail: string): void =>
-    void fs.writeSync(1, `${JSON.stringify({ layer: "cgroup", ok, detail, refused: "" } satisfies Attempt)}\n`);
   const support = detectCgroups(REAL_FILES, [process.pid, process.ppid]);
-  if (!support.available) return answer(false, support.reason);
+  if (!support.available) return tellCgroup(false, support.reason);
   const where = support.version === "v2" ? support.base.dir : support.base.memory;
   try {
     CgroupTree.create(support, { slots: 1, maxMemoryBytes: 1 << 26 }).remove();
-    answer(true, `${support.version}: made, limited and removed one below ${where}`);
+    tellCgroup(true, `${support.version}: made, limited and removed one below ${where}`);
   } catch (error) {
-    answer(false, error instanceof Error ? error.message : String(error));
+    tellCgroup(false, error instanceof Error ? error.message : String(error));
   }
 }
 

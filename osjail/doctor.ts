@@ -139,7 +139,9 @@ function callerFindings({ facts, systemdScope }: Host): Finding[] {
     {
       layer: "other-uid",
       state: root ? "ok" : "absent",
-      detail: root ? "root gives every zygote an unprivileged uid of its own" : `workers share uid ${facts.uid}`,
+      detail: root
+        ? "root gives every zygote an unprivileged uid of its own"
+        : `workers share uid ${facts.uid}`,
       fix: root ? "" : "Start as root where a worker must have another uid than its supervisor.",
     },
     ...(root
@@ -148,7 +150,9 @@ function callerFindings({ facts, systemdScope }: Host): Finding[] {
           {
             layer: "systemd-scope",
             state: scope ? ("ok" as const) : ("absent" as const),
-            detail: scope ? "the user's manager is asked for a delegated scope" : "not needed, or no user manager",
+            detail: scope
+              ? "the user's manager is asked for a delegated scope"
+              : "not needed, or no user manager",
             fix: "",
           },
         ]),
@@ -185,7 +189,7 @@ async function attemptAll(execPath: string): Promise<Attempt[]> {
   clearTimeout(impatience);
   trySys("wait4", pid, 0, WAIT.WNOHANG, 0);
   const lines = text.split("\n").slice(0, -1); // what follows the last line break was cut off
-  return lines.map((line) => JSON.parse(line) as Attempt);
+  return lines.map((line): Attempt => JSON.parse(line));
 }
 
 /** What the kernel's answers depend on, for the remedies. */

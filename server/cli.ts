@@ -5,13 +5,22 @@
  * What `run` does not need at once is imported where it is used: its start is somebody's waiting time.
  */
 import fs from "node:fs";
-import { addAbortSignal, type Readable } from "node:stream";
+import type { Readable } from "node:stream";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { SandboxError } from "./errors.js";
 import type { LimitName, PartialLimits } from "./limits.js";
 import { errorText, logText, neutral, outcomeJson, painter, stopText, valueText } from "./show.js";
 
-const EXIT = { ok: 0, threw: 1, usage: 2, stopped: 3, hostCannot: 4, bug: 5, interrupted: 130, terminated: 143 };
+const EXIT = {
+  ok: 0,
+  threw: 1,
+  usage: 2,
+  stopped: 3,
+  hostCannot: 4,
+  bug: 5,
+  interrupted: 130,
+  terminated: 143,
+};
 
 const EXIT_HELP = `
 Exit codes:
@@ -63,14 +72,16 @@ interface Script {
 }
 
 async function run(file: string | undefined, flags: RunFlags): Promise<number> {
+  const { limits, largest } = await completeForRun(flags.limit);
+  const script = await readScript(file, flags, largest);
+  const modules: [string, string][] = [];
+  for (const [name, path] of flags.module) {
+    modules.push([name, await readText(fs.createReadStream(path), path, largest)]);
+  }
+  // Not before everything has been read: until here there is nothing to clean up, and a read of a pipe that nobody
+  // writes to can be ended by nothing but the end of the process.
   const interrupt = onInterrupt();
   try {
-    const { limits, largest } = await completeForRun(flags.limit);
-    const script = await readScript(file, flags, largest, interrupt.signal);
-    const modules: [string, string][] = [];
-    for (const [name, path] of flags.module) {
-      modules.push([name, await readText(openFile(path), path, largest, interrupt.signal)]);
-    }
     return await runScript(script, modules, limits, flags, interrupt);
   } catch (error) {
     if (!interrupt.signal.aborted) throw error;
@@ -87,7 +98,10 @@ async function runScript(
 ): Promise<number> {
   const { Sandbox } = await import("./sandbox.js");
   if (flags.hull === "language-only") {
-    await write(stderr, "doublehull: warning: no kernel hull (language-only); for development, not for strangers' code\n");
+    await write(
+      stderr,
+      "doublehull: warning: no kernel hull (language-only); for development, not for strangers' code\n",
+    );
   }
   const endNote = noteWhenSlow("starting the sandbox...");
   const sandbox = await Sandbox.create(
@@ -134,9 +148,10 @@ async function runScript(
       if (!flags.json) await write(stderr, stopText(outcome.stop, sandbox.limits, painter(coloured(stderr))));
       return EXIT.stopped;
     case "cancelled":
-      if (!flags.json) await write(stderr, "doublehull: interrupted\n");
-      return interrupt.exitCode;
+      break;
   }
+  if (!flags.json) await write(stderr, "doublehull: interrupted\n");
+  return interrupt.exitCode;
 }
 
 const isTypeScript = (name: string): boolean => /\.[cm]?ts$/.test(name);
@@ -144,15 +159,16 @@ const isTypeScript = (name: string): boolean => /\.[cm]?ts$/.test(name);
 /** Limits as asked for. Who raises the wall clock alone wants to compute that long, too. */
 async function completeForRun(asked: PartialLimits): Promise<{ limits: PartialLimits; largest: number }> {
   const { LIMITS, DEFAULT_LIMITS } = await import("./limits.js");
+  const isLimit = (name: string): name is LimitName => Object.hasOwn(LIMITS, name);
   const limits = { ...asked };
-  for (const [name, value] of Object.entries(asked) as [LimitName, number][]) {
-    const row = LIMITS[name] as (typeof LIMITS)[LimitName] | undefined;
-    if (row === undefined) {
-      const known = Object.keys(LIMITS);
+  const known = Object.keys(LIMITS);
+  for (const [name, value = NaN] of Object.entries(asked)) {
+    if (!isLimit(name)) {
       const meant = known.find((limit) => limit.toLowerCase().startsWith(name.toLowerCase().slice(0, 3)));
       const hint = meant === undefined ? "" : ` Did you mean ${meant}?`;
       throw new UsageError(`--limit: there is no limit "${name}".${hint} Known are ${known.join(", ")}.`);
     }
+    const row = LIMITS[name];
     if (!(Number.isInteger(value) && value >= row.min && value <= row.max)) {
       throw new UsageError(`--limit: ${name} must be a whole number from ${row.min} to ${row.max}`);
     }
@@ -162,12 +178,7 @@ async function completeForRun(asked: PartialLimits): Promise<{ limits: PartialLi
   return { limits, largest: LIMITS.sourceBytes.max };
 }
 
-async function readScript(
-  file: string | undefined,
-  flags: RunFlags,
-  largest: number,
-  signal: AbortSignal,
-): Promise<Script> {
+async function readScript(file: string | undefined, flags: RunFlags, largest: number): Promise<Script> {
   if (flags.eval !== undefined) {
     if (file !== undefined) throw new UsageError("give a FILE or -e CODE, not both");
     return { name: "[eval]", source: flags.eval, type: flags.type ?? "script" };
@@ -175,30 +186,33 @@ async function readScript(
   if (file === undefined) throw new UsageError("give a FILE, -e CODE, or - for the standard input");
   const type = flags.type ?? "module";
   if (file === "-") {
-    return { name: "[stdin]", source: await readText(process.stdin, "standard input", largest, signal), type };
+    return { name: "[stdin]", source: await readText(process.stdin, "standard input", largest), type };
   }
   // Stacks show the name as it was typed, but for what a terminal would obey.
-  return { name: neutral(file).slice(-200), source: await readText(openFile(file), file, largest, signal), type };
+  return {
+    name: neutral(file).slice(-200),
+    source: await readText(fs.createReadStream(file), file, largest),
+    type,
+  };
 }
 
-const openFile = (path: string): Readable => fs.createReadStream(path);
-
 /** The whole text, as UTF-8; not more than the largest source and a byte, so that an endless file ends here. */
-async function readText(from: Readable, what: string, largest: number, signal: AbortSignal): Promise<string> {
+async function readText(from: Readable, what: string, largest: number): Promise<string> {
   const chunks: Uint8Array[] = [];
   let bytes = 0;
   try {
-    for await (const chunk of addAbortSignal(signal, from) as AsyncIterable<Uint8Array>) {
+    for await (const chunk of from as AsyncIterable<Uint8Array>) {
       chunks.push(chunk);
       bytes += chunk.byteLength;
       if (bytes > largest) throw new UsageError(`${neutral(what)} is larger than ${largest} bytes`);
     }
   } catch (error) {
-    if (error instanceof UsageError || signal.aborted) throw error;
+    if (error instanceof UsageError) throw error;
     throw new UsageError(`cannot read ${neutral(what)}: ${readingProblem(error)}`, { cause: error });
   }
+  const all = Buffer.concat(chunks);
   try {
-    return new TextDecoder("utf-8", { fatal: true }).decode(Buffer.concat(chunks));
+    return new TextDecoder("utf-8", { fatal: true }).decode(all);
   } catch (error) {
     throw new UsageError(`${neutral(what)} is not UTF-8 text`, { cause: error });
   }
@@ -211,8 +225,8 @@ function readingProblem(error: unknown): string {
     EACCES: "permission denied",
     ENOTDIR: "a part of its path is no directory",
   };
-  const { code = "" } = error as NodeJS.ErrnoException;
-  return problems[code] ?? neutral(error instanceof Error ? error.message : String(error));
+  if (!(error instanceof Error)) return neutral(String(error));
+  return ("code" in error ? problems[String(error.code)] : undefined) ?? neutral(error.message);
 }
 
 interface Interrupt {
@@ -263,7 +277,10 @@ async function doctor(flags: { json?: true }): Promise<number> {
     node: { version: process.versions.node, execPath: process.execPath },
     prove: () => proveEngines(process.env),
   }).finally(endNote);
-  await write(stdout, flags.json ? `${JSON.stringify(report)}\n` : reportText(report, painter(coloured(stdout))));
+  await write(
+    stdout,
+    flags.json ? `${JSON.stringify(report)}\n` : reportText(report, painter(coloured(stdout))),
+  );
   return report.ok ? EXIT.ok : EXIT.hostCannot;
 }
 
@@ -306,9 +323,10 @@ async function explainRun(flags: ExplainFlags): Promise<number> {
 // ---- the command line's grammar -------------------------------------------------------------------------------------
 
 function addLimit(text: string, before: PartialLimits): PartialLimits {
-  const match = /^([^=]+)=(.+)$/s.exec(text);
-  if (match === null) throw new InvalidArgumentError("Write name=number, as in --limit wallMs=300.");
-  const [, name, value] = match as unknown as [string, string, string];
+  const [, name, value] = /^([^=]+)=(.+)$/s.exec(text) ?? [];
+  if (name === undefined || value === undefined) {
+    throw new InvalidArgumentError("Write name=number, as in --limit wallMs=300.");
+  }
   if (!/^\d{1,15}$/.test(value)) throw new InvalidArgumentError(`${name} must be a whole number.`);
   return { ...before, [name]: Number(value) };
 }
@@ -326,13 +344,14 @@ function addModule(text: string, before: [string, string][]): [string, string][]
 
 function parseInput(text: string): unknown {
   try {
-    return JSON.parse(text) as unknown;
+    return JSON.parse(text);
   } catch (error) {
-    throw new InvalidArgumentError(`It is not JSON: ${neutral((error as Error).message)}`);
+    throw new InvalidArgumentError(`It is not JSON: ${neutral(String(error))}`);
   }
 }
 
-const engineOption = () => new Option("--engine <name>", "language engine").choices(["quickjs"]).default("quickjs");
+const engineOption = () =>
+  new Option("--engine <name>", "language engine").choices(["quickjs"]).default("quickjs");
 const hullOption = () =>
   new Option("--hull <kind>", "language-only: no kernel hull, for development only")
     .choices(["double", "language-only"])
@@ -355,11 +374,13 @@ errors to the standard error. In --json, values that JSON lacks are objects with
 (NaN, Infinity, -0), bigint, Date, Map, Set, Error, and typed arrays in base64.
 `;
 
+function version(): string {
+  const file = new URL("../../package.json", import.meta.url);
+  const { version: number }: { version: string } = JSON.parse(fs.readFileSync(file, "utf8"));
+  return number;
+}
+
 function grammar(done: (code: number) => void): Command {
-  const version = (): string => {
-    const file = new URL("../../package.json", import.meta.url);
-    return (JSON.parse(fs.readFileSync(file, "utf8")) as { version: string }).version;
-  };
   const program = new Command("doublehull")
     .description("Runs untrusted JavaScript behind two hulls: a language sandbox inside a Linux kernel jail.")
     .version(version(), "-V, --version")
@@ -390,7 +411,9 @@ function grammar(done: (code: number) => void): Command {
   program
     .command("doctor")
     .summary("try every layer on this host and say how to get what is missing")
-    .description("Tries every layer on this host, then runs a script behind all of them. Exit code 4: it cannot.")
+    .description(
+      "Tries every layer on this host, then runs a script behind all of them. Exit code 4: it cannot.",
+    )
     .option("--json", "print the report as one JSON object")
     .action(async (flags: { json?: true }) => done(await doctor(flags)));
 
@@ -411,7 +434,12 @@ function grammar(done: (code: number) => void): Command {
 /** After the help of a command that takes limits: their table, which costs an import that a run need not pay here. */
 async function limitsHelp(): Promise<string> {
   const [{ LIMITS }, { table }] = await Promise.all([import("./limits.js"), import("./explain.js")]);
-  const rows = Object.entries(LIMITS).map(([name, row]) => [name, `${row.default}`, `${row.min} to ${row.max}`, row.stops]);
+  const rows = Object.entries(LIMITS).map(([name, row]) => [
+    name,
+    `${row.default}`,
+    `${row.min} to ${row.max}`,
+    row.stops,
+  ]);
   return `\nLimits:\n${table([["name", "default", "range", "stops"], ...rows])}`;
 }
 
@@ -431,15 +459,17 @@ async function main(args: readonly string[]): Promise<number> {
   }
 }
 
+const say = (message: string, remedy?: string): Promise<void> =>
+  write(stderr, `doublehull: ${neutral(message)}\n${remedy === undefined ? "" : `    ${remedy}\n`}`);
+
 /** An error in words, and the exit code that it means. */
 async function tell(error: unknown): Promise<number> {
-  const say = (message: string, remedy?: string) =>
-    write(stderr, `doublehull: ${neutral(message)}\n${remedy === undefined ? "" : `    ${remedy}\n`}`);
   if (error instanceof UsageError) {
     await say(error.message);
     return EXIT.usage;
   }
-  const ours = error instanceof SandboxError && error.code === "host-cannot" && isProgrammingError(error.cause);
+  const ours =
+    error instanceof SandboxError && error.code === "host-cannot" && isProgrammingError(error.cause);
   if (error instanceof SandboxError && !ours) {
     const usage = error.code === "bad-option" || error.code === "bad-input" || error.code === "over-limit";
     if (usage || error.code === "host-cannot" || error.code === "overloaded") {
@@ -461,10 +491,12 @@ async function tell(error: unknown): Promise<number> {
 const isProgrammingError = (error: unknown): boolean =>
   error instanceof TypeError || error instanceof ReferenceError || error instanceof SyntaxError;
 
-function crash(error: unknown): void {
-  void tell(error).then(() => process.exit(EXIT.bug));
+async function crash(error: unknown): Promise<void> {
+  await tell(error);
+  process.exit(EXIT.bug);
 }
-process.on("uncaughtException", crash).on("unhandledRejection", crash);
+process.on("uncaughtException", (error) => void crash(error));
+process.on("unhandledRejection", (error) => void crash(error));
 
 process.exitCode = EXIT.bug; // what stays should the event loop run dry before we are done
 let exitCode = await main(process.argv);

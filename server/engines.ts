@@ -37,5 +37,5 @@ export function nodeFlags(image: ImageKind, v8 = process.versions.v8): string[] 
     image === "fast-run"
       ? "--no-wasm-tier-up --no-liftoff --no-wasm-lazy-compilation"
       : "--liftoff --liftoff-only --no-wasm-lazy-compilation";
-  return [...`${common} ${wrappers} ${heap} ${wasm}`.split(" "), "--stack-size=3900", "--no-warnings"];
+  return [...`${common} ${wrappers} ${heap} ${wasm}`.split(" "), "--stack-size=3900", "--expose-gc", "--no-warnings"];
 }

@@ -44,7 +44,12 @@ export interface ExplainRequest {
 }
 
 export function explain({ engine, limits, plan, filter }: ExplainRequest): Explanation {
-  const rows = (Object.keys(LIMITS) as LimitName[]).map((name) => ({ name, value: limits[name], ...LIMITS[name] }));
+  // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- keys of a table that is const
+  const rows = (Object.keys(LIMITS) as LimitName[]).map((name) => ({
+    name,
+    value: limits[name],
+    ...LIMITS[name],
+  }));
   const fixed = Object.entries(FIXED_LIMITS).map(([name, row]) => ({ name, ...row }));
   if (plan === undefined) return { hull: "language-only", engine, limits: rows, fixed: [], layers: [] };
   const profile = PROFILES[plan.profile];
@@ -66,12 +71,13 @@ export function explain({ engine, limits, plan, filter }: ExplainRequest): Expla
   };
 }
 
+const named = (kind: string, mask: number, bits: Readonly<Record<string, number>>): string[] =>
+  Object.entries(bits).flatMap(([name, bit]) =>
+    (mask & bit) !== 0 ? [`${kind}: ${name.toLowerCase().replaceAll("_", " ")}`] : [],
+  );
+
 /** The names of the bits that the ruleset handles, by kind. */
 function refusedRights({ landlock }: JailPlan): string[] {
-  const named = (kind: string, mask: number, bits: Readonly<Record<string, number>>): string[] =>
-    Object.entries(bits).flatMap(([name, bit]) =>
-      (mask & bit) !== 0 ? [`${kind}: ${name.toLowerCase().replaceAll("_", " ")}`] : [],
-    );
   return [
     ...named("file", landlock.fs, LANDLOCK.ACCESS_FS),
     ...named("net", landlock.net, LANDLOCK.ACCESS_NET),
@@ -81,9 +87,14 @@ function refusedRights({ landlock }: JailPlan): string[] {
 
 /** Columns as wide as their widest cell; the last one is as long as it is. */
 export function table(rows: readonly (readonly string[])[]): string {
-  const widths = rows.reduce<number[]>((w, row) => row.map((cell, i) => Math.max(w[i] ?? 0, cell.length)), []);
+  const widths = rows.reduce<number[]>(
+    (w, row) => row.map((cell, i) => Math.max(w[i] ?? 0, cell.length)),
+    [],
+  );
   return rows
-    .map((row) => row.map((cell, i) => (i === row.length - 1 ? cell : cell.padEnd(widths[i] ?? 0))).join("  "))
+    .map((row) =>
+      row.map((cell, i) => (i === row.length - 1 ? cell : cell.padEnd(widths[i] ?? 0))).join("  "),
+    )
     .map((line) => `  ${line.trimEnd()}\n`)
     .join("");
 }
@@ -94,7 +105,11 @@ export function explanationText(explanation: Explanation): string {
     `A run gets a new process that has never served anyone, the ${engine} engine in it, and these limits:\n`,
     table([
       ["limit", "value", "default", "from", "to", "stops"],
-      ...limits.map((row) => [row.name, ...[row.value, row.default, row.min, row.max].map(String), row.stops]),
+      ...limits.map((row) => [
+        row.name,
+        ...[row.value, row.default, row.min, row.max].map(String),
+        row.stops,
+      ]),
     ]),
   ];
   if (hull === "language-only") {
@@ -116,7 +131,9 @@ export function explanationText(explanation: Explanation): string {
     );
   }
   if (systemCalls !== undefined) {
-    parts.push(`\nThe ${systemCalls.length} system calls that are left; any other ends the run and is named:\n`);
+    parts.push(
+      `\nThe ${systemCalls.length} system calls that are left; any other ends the run and is named:\n`,
+    );
     for (const { call, nr, reason, conditions } of systemCalls) {
       parts.push(`  ${call} (${nr}): ${reason}\n`, ...conditions.map((condition) => `      ${condition}\n`));
     }

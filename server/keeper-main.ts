@@ -2,7 +2,7 @@
 import { keep } from "../osjail/keeper.js";
 import type { JailPlan } from "../osjail/plan.js";
 import { loadEngine, type EngineKind } from "./engines.js";
-import { serveWorker } from "./worker.js";
+import { rehearse, serveWorker } from "./worker.js";
 
 export interface KeeperSetup {
   plan: JailPlan;
@@ -13,4 +13,7 @@ export interface KeeperSetup {
 const setup = JSON.parse(process.argv[2] as string) as KeeperSetup;
 const engine = await loadEngine(setup.engine);
 const image = await engine.boot({ memoryMb: setup.memoryMb });
+rehearse(image, 12);
+image.warm();
+(globalThis as { gc?: () => void }).gc?.();
 keep(setup.plan, (port) => serveWorker(image, port));

@@ -20,6 +20,7 @@ export interface OwnedTools {
 
 export const owned: Engine = {
   boot: async (): Promise<Image> => ({
+    rehearse: () => {},
     warm: () => void run("return input", undefined),
     load: (job, send) => ({
       outstanding: 0,

@@ -11,12 +11,20 @@ const KINDS = [
 ] as const;
 
 /** Never rejects: what went wrong is the proof's result. */
-export async function proveEngines(env: Readonly<Record<string, string | undefined>>): Promise<EngineProof[]> {
+export async function proveEngines(
+  env: Readonly<Record<string, string | undefined>>,
+): Promise<EngineProof[]> {
   const proofs: EngineProof[] = [];
   let sandbox: Sandbox | undefined;
   try {
     sandbox = await Sandbox.create(
-      { image: "fast-start", parked: 1, maxConcurrent: 1, typescript: true, limits: { wallMs: 5000, cpuMs: 5000 } },
+      {
+        image: "fast-start",
+        parked: 1,
+        maxConcurrent: 1,
+        typescript: true,
+        limits: { wallMs: 5000, cpuMs: 5000 },
+      },
       { launchFrom: "main", env },
     );
     for (const { engine, name, source } of KINDS) {
@@ -25,13 +33,15 @@ export async function proveEngines(env: Readonly<Record<string, string | undefin
       proofs.push({
         engine,
         ok,
-        detail: ok ? "1 + 1 is 2 in a jailed worker" : `a jailed worker ended with: ${JSON.stringify(outcome)}`,
+        detail: ok
+          ? "1 + 1 is 2 in a jailed worker"
+          : `a jailed worker ended with: ${JSON.stringify(outcome)}`,
         remedy: ok ? "" : "Please report this with the whole report.",
         layers: outcome.layers.kernel,
       });
     }
   } catch (error) {
-    const { remedy } = error as { remedy?: unknown };
+    const remedy = error instanceof Error && "remedy" in error ? error.remedy : "";
     proofs.push({
       engine: KINDS[proofs.length]?.engine ?? "quickjs",
       ok: false,

@@ -138,7 +138,7 @@ export function placeOf(error: ScriptError): Place | undefined {
   const match = /^\s*at (?:.*? \()?([^()\n]+):(\d+):(\d+)\)?$/m.exec(error.stack);
   return match === null
     ? undefined
-    : { file: match[1] as string, line: Number(match[2]), column: Number(match[3]) };
+    : { file: match[1] ?? "", line: Number(match[2]), column: Number(match[3]) };
 }
 
 const WINDOW = 100;
@@ -187,19 +187,59 @@ interface ReasonRow {
 
 /** Every reason in words, and what its reader can do. */
 const REASONS: Readonly<Record<StopReason, ReasonRow>> = {
-  "wall-time": { what: "it was still running at its deadline", limit: "wallMs", hint: "Give it longer with --limit wallMs=N, or look for a wait or a loop without end." },
-  "cpu-time": { what: "it used up its CPU time", limit: "cpuMs", hint: "Give it more with --limit cpuMs=N, or look for a loop without end." },
+  "wall-time": {
+    what: "it was still running at its deadline",
+    limit: "wallMs",
+    hint: "Give it longer with --limit wallMs=N, or look for a wait or a loop without end.",
+  },
+  "cpu-time": {
+    what: "it used up its CPU time",
+    limit: "cpuMs",
+    hint: "Give it more with --limit cpuMs=N, or look for a loop without end.",
+  },
   fuel: { what: "it used up its instructions", hint: "Look for a loop without end." },
-  memory: { what: "it asked for more memory than it may have", limit: "memoryMb", hint: "Give it more with --limit memoryMb=N." },
-  stack: { what: "it recursed deeper than its stack", limit: "stackKb", hint: "Look for a recursion without end, or give it more with --limit stackKb=N." },
-  output: { what: "its result is too large", limit: "resultBytes", hint: "Return less, or allow more with --limit resultBytes=N." },
-  source: { what: "its source is too large, or could not be parsed within bounds", limit: "sourceBytes", hint: "Send less, or allow more with --limit sourceBytes=N." },
-  "host-calls": { what: "it called the host too often", limit: "hostCalls", hint: "Allow more with --limit hostCalls=N." },
-  deadlock: { what: "it waits for a promise that nothing can settle", hint: "Look for a promise that is never resolved." },
+  memory: {
+    what: "it asked for more memory than it may have",
+    limit: "memoryMb",
+    hint: "Give it more with --limit memoryMb=N.",
+  },
+  stack: {
+    what: "it recursed deeper than its stack",
+    limit: "stackKb",
+    hint: "Look for a recursion without end, or give it more with --limit stackKb=N.",
+  },
+  output: {
+    what: "its result is too large",
+    limit: "resultBytes",
+    hint: "Return less, or allow more with --limit resultBytes=N.",
+  },
+  source: {
+    what: "its source is too large, or could not be parsed within bounds",
+    limit: "sourceBytes",
+    hint: "Send less, or allow more with --limit sourceBytes=N.",
+  },
+  "host-calls": {
+    what: "it called the host too often",
+    limit: "hostCalls",
+    hint: "Allow more with --limit hostCalls=N.",
+  },
+  deadlock: {
+    what: "it waits for a promise that nothing can settle",
+    hint: "Look for a promise that is never resolved.",
+  },
   idle: { what: "it had nothing to do for too long", hint: "Run it again." },
-  syscall: { what: "it made a system call that it may not make: code outside the script's language ran", hint: "Treat the script as an attack." },
-  crash: { what: "its process crashed", hint: "If the script is harmless, please report this with the script." },
-  protocol: { what: "its process said something that no honest worker says", hint: "Treat the script as an attack." },
+  syscall: {
+    what: "it made a system call that it may not make: code outside the script's language ran",
+    hint: "Treat the script as an attack.",
+  },
+  crash: {
+    what: "its process crashed",
+    hint: "If the script is harmless, please report this with the script.",
+  },
+  protocol: {
+    what: "its process said something that no honest worker says",
+    hint: "Treat the script as an attack.",
+  },
   lost: { what: "its process was lost", hint: "Run it again; if it repeats, run `doublehull doctor`." },
 };
 
@@ -225,7 +265,8 @@ export function stopText(stop: Stop, limits: Readonly<Limits>, paint: Paint): st
   const row = REASONS[stop.reason];
   const facts = [`${LAYERS[stop.layer]} ended it`];
   if (stop.limit !== undefined) facts.push(`limit ${quantity(stop.limit, row.limit)}`);
-  else if (row.limit !== undefined && stop.detail === undefined) facts.push(`${row.limit}=${limits[row.limit]}`);
+  else if (row.limit !== undefined && stop.detail === undefined)
+    facts.push(`${row.limit}=${limits[row.limit]}`);
   if (stop.measured !== undefined) facts.push(`measured ${quantity(stop.measured, row.limit)}`);
   if (stop.syscall !== undefined) facts.push(`system call ${inOneLine(stop.syscall)}`);
   if (stop.detail !== undefined) facts.push(inOneLine(stop.detail));

@@ -5,6 +5,7 @@
  */
 import fs from "node:fs";
 import type { GuestEvent, Image } from "../engine/engine.js";
+import { codec } from "../engine/codec.js";
 import { FrameSource, encodeMessage } from "../hostapi/wire.js";
 
 export interface WorkerPort {
@@ -23,8 +24,8 @@ export function serveWorker(image: Image, port: WorkerPort): never {
   };
   try {
     image.warm();
-    write(encodeMessage({ kind: "parked" }));
     const source = new FrameSource((into) => readSome(port.fd, into));
+    write(encodeMessage({ kind: "parked" }));
     const job = source.next();
     if (job?.kind === "job") {
       runJob(image, job, source, send, () => finished);
@@ -36,6 +37,60 @@ export function serveWorker(image: Image, port: WorkerPort): never {
     return port.exit(1); // the supervisor sees the exit; there is nobody else to tell
   }
 }
+
+/**
+ * The whole way of a job through this file, the wire and the engine. Before the fork often enough that V8 has compiled
+ * all of it and knows the shapes: what each worker would do for itself costs it milliseconds.
+ */
+export function rehearse(image: Image, rounds: number): void {
+  const { encode } = codec();
+  const limits = { maxBytes: 4096, maxNodes: 64, root: "rehearsal" };
+  image.rehearse((spare) => {
+    for (let i = 0; i < rounds; i++) {
+      for (const [type, source] of SCRIPTS) {
+        const frame = encodeMessage({
+          kind: "job",
+          role: "run",
+          type,
+          name: `rehearsal-${i}.js`,
+          source,
+          modules: [["part.js", "export const part = 1;"]],
+          seed: new Uint8Array(32),
+          nowMs: i,
+          wallMs: 10_000,
+          maxResultBytes: 4096,
+          maxLogBytes: 4096,
+          maxStackBytes: 256 * 1024,
+          maxMemoryBytes: 2 ** 31,
+          input: encode({ list: [1, "two", null], bytes: new Uint8Array(2) }, limits),
+        });
+        const reply = (id: number) =>
+          encodeMessage({ kind: "reply", id, nowMs: i + 10, ok: true, value: encode(undefined, limits) });
+        const incoming = [frame, reply(1)];
+        const events: GuestEvent[] = [];
+        const incomingFrames = new FrameSource((into) => {
+          const next = incoming.shift();
+          if (next !== undefined) into.set(next);
+          return next?.length ?? 0;
+        });
+        const job = incomingFrames.next();
+        const send = (event: GuestEvent) => {
+          encodeMessage(event);
+          events.push(event);
+        };
+        if (job?.kind === "job") runJob(spare, job, incomingFrames, send, () => events.at(-1)?.kind === "result");
+      }
+    }
+  });
+}
+
+const SCRIPTS: readonly (readonly ["module" | "script", string])[] = [
+  ["module", "export default async (input) => ({ ...input, n: 1n, date: new Date(0), at: Date.now() })"],
+  ["module", "import { part } from './part.js'; export default (input) => { console.log('x', input); return part; }"],
+  ["module", "export default async () => { await new Promise((go) => setTimeout(go, 5)); throw new TypeError('x'); }"],
+  ["script", "[Math.random(), crypto.getRandomValues(new Uint8Array(4))]"],
+  ["script", "this is no script"],
+];
 
 const scrap = Buffer.alloc(4096);
 

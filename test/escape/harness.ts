@@ -8,7 +8,7 @@ import { spawn } from "node:child_process";
 import { fileURLToPath } from "node:url";
 import { afterAll } from "vitest";
 import { codec } from "#engine/codec";
-import { WorkerConnection } from "#hostapi/wire";
+import { encodeMessage, WorkerConnection } from "#hostapi/wire";
 import { readHost, type Host } from "#osjail/host";
 import { planJail, type JailPlan, type LayerName } from "#osjail/plan";
 import { Zygote, type JailedWorker, type WorkerLimits } from "#osjail/zygote-client";
@@ -18,6 +18,7 @@ import { connectionLimits, ParkedWorker } from "#server/hull";
 import { completeLimits, WORKER_OVERHEAD_MB, type Limits } from "#server/limits";
 import type { Layers, Outcome, Stop } from "#server/outcome";
 
+const values = codec();
 const MiB = 1024 * 1024;
 const KEEPER = fileURLToPath(new URL("../../dist/server/keeper-main.js", import.meta.url));
 const LIBC = new URL("../../dist/osjail/libc.ffi.js", import.meta.url).href;
@@ -46,7 +47,8 @@ export const ALL_LAYERS: readonly LayerName[] = [
   "seccomp",
 ];
 
-export const allBut = (...kept: LayerName[]): LayerName[] => ALL_LAYERS.filter((layer) => !kept.includes(layer));
+export const allBut = (...kept: LayerName[]): LayerName[] =>
+  ALL_LAYERS.filter((layer) => !kept.includes(layer));
 
 export interface LabOptions {
   without?: readonly LayerName[];
@@ -119,32 +121,48 @@ export class OwnedHull {
   }
 
   /** Gives the victim its one job. Resolves when the process is gone, so that the hull has its slot back. */
-  async attack({ parked, worker }: Victim, code: string, input?: unknown, asked: Partial<Limits> = {}): Promise<Outcome> {
+  async attack(
+    { parked, worker }: Victim,
+    code: string,
+    input?: unknown,
+    asked: Partial<Limits> = {},
+  ): Promise<Outcome> {
     const limits = completeLimits(asked, this.limits);
     parked.applyLimits(limits);
-    // The engine gives the input in its wire form; here it goes with the source, as plain JSON.
-    const source = input === undefined ? code : `input = ${JSON.stringify(input)};\n${code}`;
-    const outcome = await converse(parked, {
-      job: {
-        role: "run",
-        type: "script",
-        name: "attack.js",
-        source,
-        modules: [],
-        seed: new Uint8Array(32),
-        nowMs: 0,
-        maxResultBytes: limits.resultBytes,
-        maxLogBytes: limits.logBytes,
-        maxStackBytes: limits.stackKb * 1024,
-        maxMemoryBytes: limits.memoryMb * 1024 * 1024,
-        input: codec().encode(undefined, { maxBytes: 1024, maxNodes: 8, root: "input" }),
-      },
-      limits,
-      signal: undefined,
-      layers: this.layers,
-    });
+    const job = this.#job(code, input, limits);
+    const outcome = await converse(parked, { job, limits, signal: undefined, layers: this.layers });
     await worker.exited;
     return outcome;
+  }
+
+  /** Gives the victim a job and resolves at its first word, whatever it is: it still runs, to be looked at. */
+  async hold({ parked }: Victim, code: string): Promise<void> {
+    parked.applyLimits(this.limits);
+    const said = new Promise<void>((resolve, reject) => {
+      parked.listen({ data: () => resolve(), closed: () => reject(new Error("it ended without a word")) });
+    });
+    const job = this.#job(code, undefined, this.limits);
+    parked.connection.startJob();
+    parked.write(encodeMessage({ kind: "job", ...job, wallMs: this.limits.wallMs }));
+    await said;
+  }
+
+  /** The engine gives the input in its wire form; here it goes with the source, as plain JSON. */
+  #job(code: string, input: unknown, limits: Limits): Parameters<typeof converse>[1]["job"] {
+    return {
+      role: "run",
+      type: "script",
+      name: "attack.js",
+      source: input === undefined ? code : `input = ${JSON.stringify(input)};\n${code}`,
+      modules: [],
+      seed: new Uint8Array(32),
+      nowMs: 0,
+      maxResultBytes: limits.resultBytes,
+      maxLogBytes: limits.logBytes,
+      maxStackBytes: limits.stackKb * 1024,
+      maxMemoryBytes: limits.memoryMb * MiB,
+      input: values.encode(undefined, { maxBytes: 1024, maxNodes: 8, root: "input" }),
+    };
   }
 
   stop(): Promise<void> {
@@ -173,7 +191,7 @@ export function ownedHull(options: LabOptions = {}): Promise<OwnedHull> {
     afterAll(async () => {
       const all = await Promise.allSettled(hulls.values());
       hulls.clear();
-      await Promise.all(all.map((hull) => (hull.status === "fulfilled" ? hull.value.stop() : undefined)));
+      for (const hull of all) if (hull.status === "fulfilled") await hull.value.stop();
     });
   }
   const hull = OwnedHull.start(options);
@@ -182,7 +200,12 @@ export function ownedHull(options: LabOptions = {}): Promise<OwnedHull> {
 }
 
 /** Runs the code in a fresh worker of the hull, to its outcome. */
-export async function attack(hull: OwnedHull, code: string, input?: unknown, limits?: Partial<Limits>): Promise<Outcome> {
+export async function attack(
+  hull: OwnedHull,
+  code: string,
+  input?: unknown,
+  limits?: Partial<Limits>,
+): Promise<Outcome> {
   return hull.attack(await hull.fork(), code, input, limits);
 }
 
@@ -227,15 +250,23 @@ export async function control(code: string, input?: unknown): Promise<Control> {
     if (text.length < CONTROL_BYTES) text += chunk.toString("latin1");
   });
   try {
-    const [exitCode, signal] = await new Promise<[number | null, NodeJS.Signals | null]>((resolve, reject) => {
-      child.once("error", reject);
-      child.once("close", (code, signal) => resolve([code, signal]));
-    });
+    const [exitCode, signal] = await new Promise<[number | null, NodeJS.Signals | null]>(
+      (resolve, reject) => {
+        child.once("error", reject);
+        child.once("close", (code, signal) => resolve([code, signal]));
+      },
+    );
     if (text === "") return { status: "died", code: exitCode, signal };
     return JSON.parse(text) as Control;
   } finally {
     clearTimeout(timer);
   }
+}
+
+/** How one system call ended, in the attacker's words. */
+export interface Answer {
+  ret: number;
+  errno: number;
 }
 
 /** What the run was stopped by; an error that shows the outcome if it was not stopped. */
@@ -245,8 +276,8 @@ export function stopOf(outcome: Outcome): Stop {
 }
 
 /** What the run returned; an error that shows the outcome if it returned nothing. */
-export function valueOf(outcome: Outcome | Control): unknown {
-  if (outcome.status === "ok") return outcome.value;
+export function valueOf<T = unknown>(outcome: Outcome | Control): T {
+  if (outcome.status === "ok") return outcome.value as T;
   throw new Error(`no value: ${brief(outcome)}`);
 }
 
@@ -257,13 +288,17 @@ function brief(outcome: Outcome | Control): string {
 }
 
 /** Works off tasks, so many at a time, and gives their results in order. */
-export async function inParallel<T, R>(items: readonly T[], width: number, run: (item: T) => Promise<R>): Promise<R[]> {
+export async function inParallel<T, R>(
+  items: readonly T[],
+  width: number,
+  run: (item: T) => Promise<R>,
+): Promise<R[]> {
   const results: R[] = [];
   let next = 0;
   const lane = async () => {
     while (next < items.length) {
       const at = next++;
-      results[at] = await run(items[at] as T);
+      results[at] = await run(items[at]);
     }
   };
   await Promise.all(Array.from({ length: Math.min(width, items.length) }, lane));

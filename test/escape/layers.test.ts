@@ -11,7 +11,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { AF, errnoName, SOCK } from "#osjail/abi/linux";
 import { Memory, sys } from "#osjail/libc.ffi";
 import type { LayerName } from "#osjail/plan";
-import { asRoot, attack, host, ownedHull, stopOf, valueOf, type LabOptions } from "./harness.js";
+import { asRoot, attack, host, ownedHull, stopOf, valueOf, type Answer, type LabOptions } from "./harness.js";
 
 const { facts } = host;
 const FILTER = "seccomp" as const;
@@ -52,10 +52,12 @@ const ABSTRACT = `const { ret: fd, errno } = syscall("socket", 1, 1, 0);
   const to = memory(110); to.bytes.writeUInt16LE(1, 0); const length = to.bytes.write(input.name, 3);
   return syscall("connect", fd, to, 3 + length)`;
 const SIGNAL = 'return syscall("kill", input.pid, 0)';
-const FORK = 'const made = syscall("clone", 17, 0, 0, 0, 0); if (made.ret === 0) syscall("exit_group", 0); return made';
+const FORK =
+  'const made = syscall("clone", 17, 0, 0, 0, 0); if (made.ret === 0) syscall("exit_group", 0); return made';
 const CODE = 'return syscall("mmap", 0, 4096, 7, 0x22, -1, 0)';
 const SEAL = `const at = syscall("mmap", 0, 4096, 3, 0x22, -1, 0).ret; return syscall("mprotect", at, 4096, 5)`;
-const MOUNT = 'return syscall("mount", memory("none"), memory("/"), memory("tmpfs"), 0x21, memory("size=4k"))';
+const MOUNT =
+  'return syscall("mount", memory("none"), memory("/"), memory("tmpfs"), 0x21, memory("size=4k"))';
 const NAME = 'return syscall("sethostname", memory("taken"), 5)';
 
 const ASSETS: Asset[] = [
@@ -216,13 +218,16 @@ function listenAbstract(name: string): number {
 }
 
 async function tries(code: string, options: LabOptions): Promise<string> {
-  const { ret, errno } = valueOf(await attack(await ownedHull(options), code, input)) as { ret: number; errno: number };
+  const { ret, errno } = valueOf<Answer>(await attack(await ownedHull(options), code, input));
   return ret >= 0 ? "works" : errnoName(errno);
 }
 
 describe("with every layer on", () => {
   it.each(ASSETS)("the filter ends whoever reaches for $what", async ({ code }) => {
-    expect(stopOf(await attack(await ownedHull(), code, input))).toMatchObject({ reason: "syscall", layer: "seccomp" });
+    expect(stopOf(await attack(await ownedHull(), code, input))).toMatchObject({
+      reason: "syscall",
+      layer: "seccomp",
+    });
   });
 });
 
@@ -270,11 +275,14 @@ describe("memory beyond the limit", () => {
     expect(valueOf(await attack(hull, PRIVATE.replace("512", "160")))).toBe(160);
   });
 
-  it.skipIf(!facts.cgroups.available)("is ended by the cgroup when it is shared and no limit counts it", async () => {
-    const hull = await ownedHull({ without: [FILTER] });
-    const shared = PRIVATE.replace("0x8022", "0x8021");
-    expect(stopOf(await attack(hull, shared))).toMatchObject({ reason: "memory", layer: "cgroup" });
-  });
+  it.skipIf(!facts.cgroups.available)(
+    "is ended by the cgroup when it is shared and no limit counts it",
+    async () => {
+      const hull = await ownedHull({ without: [FILTER] });
+      const shared = PRIVATE.replace("0x8022", "0x8021");
+      expect(stopOf(await attack(hull, shared))).toMatchObject({ reason: "memory", layer: "cgroup" });
+    },
+  );
 });
 
 describe("a process bomb with no filter", () => {

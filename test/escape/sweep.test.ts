@@ -16,7 +16,7 @@ import {
 import { callCount } from "#osjail/plan";
 import { compile, PROFILES } from "#osjail/seccomp";
 import type { Outcome } from "#server/outcome";
-import { attack, control, host, inParallel, ownedHull, stopOf, valueOf } from "./harness.js";
+import { attack, control, host, inParallel, ownedHull, stopOf, valueOf, type Answer } from "./harness.js";
 
 const { arch } = host.facts;
 const BEYOND = 64;
@@ -49,7 +49,7 @@ describe("a sweep of all system-call numbers", () => {
   it("finds that only calls of the profile answer, and that each of the others is stopped by its name", async () => {
     const hull = await ownedHull({ slots: LANES + 4 });
     const outcomes = await inParallel(numbers, LANES, (nr) => attack(hull, `return syscall(${nr})`));
-    const got = Object.fromEntries(numbers.map((nr) => [nameOf(nr), told(outcomes[nr] as Outcome)]));
+    const got = Object.fromEntries(numbers.map((nr) => [nameOf(nr), told(outcomes[nr])]));
 
     const expected = Object.fromEntries(numbers.map((nr) => [nameOf(nr), `refused ${nameOf(nr)}`]));
     for (const name of Object.keys(ANSWERED)) expected[name] = "answered";
@@ -59,20 +59,23 @@ describe("a sweep of all system-call numbers", () => {
     for (const name of UNFILTERED_SYSCALLS[arch]) {
       // The kernel asks no filter here; refused, SIGILL, or an error that changes nothing, by the kernel's version.
       expect(["answered", "crash: signal 4", `refused ${name}`]).toContain(got[name]);
-      expected[name] = got[name] as string;
+      expected[name] = got[name];
     }
     expect(got).toEqual(expected);
 
     for (const [name, errno] of Object.entries(ANSWERED)) {
-      const nr = (SYSCALLS[arch] as Record<string, number>)[name] as number;
-      expect(valueOf(outcomes[nr] as Outcome), name).toMatchObject({ errno });
+      const nr = (SYSCALLS[arch] as Record<string, number>)[name];
+      expect(valueOf(outcomes[nr]), name).toMatchObject({ errno });
     }
     for (const name of UNFILTERED_SYSCALLS[arch]) {
-      const outcome = outcomes[(SYSCALLS[arch] as Record<string, number>)[name] as number] as Outcome;
+      const outcome = outcomes[(SYSCALLS[arch] as Record<string, number>)[name]];
       if (outcome.status === "ok") expect(outcome.value).toMatchObject({ ret: -1 });
     }
     const surface = Object.keys(got).filter((name) => !got[name]?.startsWith("refused"));
-    const allowed = new Set<string>([...PROFILES.owned.rules.map(({ call }) => call), ...UNFILTERED_SYSCALLS[arch]]);
+    const allowed = new Set<string>([
+      ...PROFILES.owned.rules.map(({ call }) => call),
+      ...UNFILTERED_SYSCALLS[arch],
+    ]);
     expect(surface.filter((name) => !allowed.has(name))).toEqual([]);
     expect(callCount("owned")).toBeLessThanOrEqual(15);
   }, 60_000);
@@ -82,23 +85,31 @@ describe("a sweep of all system-call numbers", () => {
     const code = `return ${JSON.stringify(harmless)}.map((name) => syscall(name).errno)`;
     expect(await control(code)).toEqual({ status: "ok", value: harmless.map(() => 0) });
     const hull = await ownedHull({ slots: LANES + 4 });
-    const stops = await inParallel(harmless, 4, async (name) => stopOf(await attack(hull, `return syscall("${name}")`)));
+    const stops = await inParallel(harmless, 4, async (name) =>
+      stopOf(await attack(hull, `return syscall("${name}")`)),
+    );
     expect(stops.map((stop) => stop.syscall)).toEqual(harmless);
   });
 
   it("is not fooled by bits above the 32 of the number that the kernel reads", async () => {
     const hull = await ownedHull({ slots: LANES + 4 });
-    const nr = (name: "getppid" | "getpid") => SYSCALLS[arch][name] + 2 ** 32;
-    expect(valueOf(await control(`return syscall(${nr("getppid")})`))).toMatchObject({ errno: 0 });
-    expect(stopOf(await attack(hull, `return syscall(${nr("getppid")})`))).toMatchObject({ syscall: "getppid" });
-    expect(valueOf(await attack(hull, `return syscall(${nr("getpid")})`))).toEqual({ ret: 1, errno: 0 });
+    const [getppid, getpid] = [SYSCALLS[arch].getppid + 2 ** 32, SYSCALLS[arch].getpid + 2 ** 32];
+    expect(valueOf(await control(`return syscall(${getppid})`))).toMatchObject({ errno: 0 });
+    expect(stopOf(await attack(hull, `return syscall(${getppid})`))).toMatchObject({
+      syscall: "getppid",
+    });
+    expect(valueOf(await attack(hull, `return syscall(${getpid})`))).toEqual({ ret: 1, errno: 0 });
   });
 
   it("names the refused call of a worker among many", async () => {
     const hull = await ownedHull({ slots: LANES + 4 });
     const calls = ["openat", "socket", "getpid", "execve", "getpid", "unshare", "ptrace", "bpf"] as const;
-    const outcomes = await inParallel(calls, calls.length, (call) => attack(hull, `return syscall("${call}")`));
-    expect(outcomes.map(told)).toEqual(calls.map((call) => (call === "getpid" ? "answered" : `refused ${call}`)));
+    const outcomes = await inParallel(calls, calls.length, (call) =>
+      attack(hull, `return syscall("${call}")`),
+    );
+    expect(outcomes.map(told)).toEqual(
+      calls.map((call) => (call === "getpid" ? "answered" : `refused ${call}`)),
+    );
   });
 });
 
@@ -108,17 +119,20 @@ describe.skipIf(arch !== "x86_64")("numbers of the other ABIs of x86-64", () => 
   it("of x32 end the process before any rule is read, even those that are allowed without the bit", async () => {
     const hull = await ownedHull({ slots: LANES + 4 });
     const wanted = [...x32.map((nr) => nr + X32_SYSCALL_BIT), -1, 0x7fff_ffff, 0xffff_ffff];
-    const stops = await inParallel(wanted, 8, async (nr) => stopOf(await attack(hull, `return syscall(${nr})`)));
+    const stops = await inParallel(wanted, 8, async (nr) =>
+      stopOf(await attack(hull, `return syscall(${nr})`)),
+    );
     for (const stop of stops) expect(stop).toEqual({ reason: "syscall", layer: "seccomp" });
     // The control: a kernel that has no x32 says so, and nothing dies of it.
-    const outside = valueOf(await control(`return syscall(${39 + X32_SYSCALL_BIT})`)) as { ret: number; errno: number };
+    const outside = valueOf<Answer>(await control(`return syscall(${39 + X32_SYSCALL_BIT})`));
     expect(outside.ret > 0 || outside.errno === 38).toBe(true);
   });
 
   const AUDIT_ARCH_I386 = 0x4000_0003;
   it.each(["trace", "kill"] as const)("all answer KILL_PROCESS on the filter program (%s)", (refusal) => {
     const program = compile(PROFILES.owned, { arch: "x86_64", refusal });
-    const ask = (nr: number, word: number) => interpret(program, { nr, arch: word, args: [3n, 0n, 0n, 0n, 0n, 0n] });
+    const ask = (nr: number, word: number) =>
+      interpret(program, { nr, arch: word, args: [3n, 0n, 0n, 0n, 0n, 0n] });
     for (let nr = 0; nr < 600; nr++) {
       expect(ask(nr + X32_SYSCALL_BIT, AUDIT_ARCH.x86_64)).toBe(SECCOMP.RET_KILL_PROCESS);
       // `int 0x80` cannot be spelled in JavaScript: it arrives with the 32-bit architecture word.

@@ -1,0 +1,89 @@
+import { describe, expect, test } from "vitest";
+import { judge, type DoctorReport } from "#osjail/doctor";
+import { cli } from "./command.js";
+
+describe("doctor on this host", () => {
+  test("its verdict is that of the full proof, and its exit code says so", async () => {
+    const { code, stdout, stderr } = await cli(["doctor", "--json"]);
+    const report: DoctorReport = JSON.parse(stdout);
+    expect(stderr).toBe("");
+    expect(code).toBe(report.ok ? 0 : 4);
+    expect(report.proofs.map(({ engine }) => engine)).toContain("quickjs");
+    expect(report.ok).toBe(report.proofs.every(({ ok }) => ok));
+    const layers = report.findings.map(({ layer }) => layer);
+    for (const layer of [
+      "node",
+      "ffi",
+      "user-namespace",
+      "empty-root",
+      "landlock",
+      "seccomp",
+      "naming",
+      "cgroup",
+    ]) {
+      expect(layers).toContain(layer);
+    }
+  });
+
+  test("where a run stands behind a layer, its attempt succeeded", async () => {
+    const report: DoctorReport = JSON.parse((await cli(["doctor", "--json"])).stdout);
+    const on = (report.proofs[0]?.layers ?? [])
+      .filter(({ state }) => state === "on")
+      .map(({ layer }) => layer as string);
+    const contradictions = report.findings.filter(({ layer, state }) => on.includes(layer) && state !== "ok");
+    expect(contradictions).toEqual([]);
+  });
+
+  test("for people it is a table that ends with the verdict", async () => {
+    const { stdout } = await cli(["doctor"]);
+    expect(stdout).toMatch(/^Linux [^]*\n {2}node +ok [^]*The floor (?:stands|does not stand):/);
+  });
+});
+
+const refused = (layer: "user-namespace" | "mount-namespace" | "landlock", how: string) =>
+  [{ layer, ok: false, detail: "refused", refused: how }] as const;
+const fixOf = (layer: string, ...args: Parameters<typeof judge>) =>
+  judge(...args).find((finding) => finding.layer === layer)?.fix;
+
+describe("what doctor advises", () => {
+  const plain = {
+    root: false,
+    container: false,
+    apparmorRestricts: false,
+    usernsClone: undefined,
+    maxUserNamespaces: undefined,
+  };
+  test.each([
+    [
+      "Ubuntu 24.04",
+      { ...plain, apparmorRestricts: true },
+      "id-map EPERM",
+      /AppArmor.*apparmor_restrict_unprivileged_userns=0/,
+    ],
+    [
+      "Debian's old switch",
+      { ...plain, usernsClone: "0" },
+      "clone EPERM",
+      /kernel\.unprivileged_userns_clone=1/,
+    ],
+    ["a limit of none", { ...plain, maxUserNamespaces: "0" }, "clone ENOSPC", /user\.max_user_namespaces/],
+    ["Docker", { ...plain, root: true, container: true }, "clone ENOSYS", /seccomp=/],
+    ["an unknown reason", plain, "clone EPERM", /unprivileged user namespaces/],
+  ])("on %s", (_name, circumstances, how, advice) => {
+    expect(fixOf("user-namespace", refused("user-namespace", how), circumstances)).toMatch(advice);
+  });
+
+  test("Landlock has its own advice, whatever is said of namespaces", () => {
+    expect(
+      fixOf("landlock", refused("landlock", "act ENOSYS"), { ...plain, apparmorRestricts: true }),
+    ).toMatch(/lsm=/);
+  });
+
+  test("a layer that was not tried is not ok, and every one that is not ok has an advice", () => {
+    const findings = judge([], plain);
+    expect(findings.length).toBeGreaterThan(15);
+    expect(findings.filter(({ state, fix }) => state === "ok" || fix === "")).toEqual([]);
+    expect(findings.find(({ layer }) => layer === "seccomp")?.state).toBe("missing");
+    expect(findings.find(({ layer }) => layer === "mdwe")?.state).toBe("absent");
+  });
+});
