@@ -816,10 +816,13 @@ export class WorkerConnection {
   }
 }
 
+/** One for the process: it has one host. Made with the module, so that a forked worker has not to touch all of it. */
+const readBuffer = Buffer.alloc(64 * 1024);
+
 /** The worker's side: the host's messages, read one after the other from a blocking source. */
 export class FrameSource {
   readonly #read: (into: Uint8Array) => number;
-  readonly #buffer = Buffer.alloc(64 * 1024);
+  readonly #buffer = readBuffer;
   readonly #decoder: FrameDecoder;
   readonly #ready: HostMessage[] = [];
 

@@ -77,7 +77,11 @@ export async function examine(powers: DoctorPowers): Promise<DoctorReport> {
   if (!facts.cgroups.available) {
     for (const finding of findings) if (finding.layer === "cgroup") finding.fix = facts.cgroups.remedy;
   }
-  report.proofs = await powers.prove();
+  const missing = findings.filter(({ state }) => state === "missing").map(({ layer }) => layer);
+  const first = `First get what is missing above: ${missing.join(", ")}.`;
+  report.proofs = (await powers.prove()).map((proof) =>
+    proof.ok || missing.length === 0 ? proof : { ...proof, remedy: first },
+  );
   report.ok = report.proofs.length > 0 && report.proofs.every((proof) => proof.ok);
   return report;
 }
@@ -132,30 +136,37 @@ async function hostOf(env: DoctorPowers["env"], findings: Finding[]): Promise<Ho
   }
 }
 
+/** How many ids a user namespace has. man 7 user_namespaces, "/proc/[pid]/uid_map" */
+export function idsOf(map: string): number {
+  return map.split("\n").reduce((sum, line) => sum + Number(line.trim().split(/\s+/)[2] ?? 0), 0);
+}
+
 function callerFindings({ facts, systemdScope }: Host): Finding[] {
-  const root = facts.uid === 0;
+  const finding = (layer: string, state: Finding["state"], detail: string, fix = ""): Finding => ({
+    layer,
+    state,
+    detail,
+    fix,
+  });
+  if (facts.uid === 0) {
+    if (idsOf(REAL_FILES.readFile("/proc/self/uid_map") ?? "") > 2) {
+      return [finding("other-uid", "ok", "root gives every zygote an unprivileged uid of its own")];
+    }
+    const fix =
+      "Give the container a range of ids (/etc/subuid, newuidmap), or start as another user than root.";
+    return [finding("other-uid", "missing", "this container has no id but root's to give to a worker", fix)];
+  }
   const scope = facts.cgroups.available && systemdScope;
   return [
-    {
-      layer: "other-uid",
-      state: root ? "ok" : "absent",
-      detail: root
-        ? "root gives every zygote an unprivileged uid of its own"
-        : `workers share uid ${facts.uid}`,
-      fix: root ? "" : "Start as root where a worker must have another uid than its supervisor.",
-    },
-    ...(root
-      ? []
-      : [
-          {
-            layer: "systemd-scope",
-            state: scope ? ("ok" as const) : ("absent" as const),
-            detail: scope
-              ? "the user's manager is asked for a delegated scope"
-              : "not needed, or no user manager",
-            fix: "",
-          },
-        ]),
+    finding(
+      "other-uid",
+      "absent",
+      `workers share uid ${facts.uid}`,
+      "Start as root where a worker must have another uid than its supervisor.",
+    ),
+    scope
+      ? finding("systemd-scope", "ok", "the user's manager is asked for a delegated scope")
+      : finding("systemd-scope", "absent", "not needed, or no user manager"),
   ];
 }
 
@@ -297,7 +308,10 @@ export function reportText(report: DoctorReport, paint: PaintState): string {
   };
   const lines = [
     `Linux ${host.kernel} on ${host.arch}, Node ${host.node}, ${host.uid === 0 ? "as root" : `as uid ${host.uid}`}\n\n`,
-    ...findings.map(({ layer, state, detail, fix }) => row(layer, state, detail, fix)),
+    ...findings.map(
+      ({ layer, state, detail, fix }, i) =>
+        row(layer, state, detail, fix === findings[i + 1]?.fix ? "" : fix), // one advice for several in a row
+    ),
     "\nAll layers at once:\n",
     ...proofs.map(({ engine, ok, detail, remedy }) => row(engine, ok ? "ok" : "missing", detail, remedy)),
   ];

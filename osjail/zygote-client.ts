@@ -58,6 +58,7 @@ export class Zygote {
   readonly #workers = new Map<number, JailedWorker>();
   readonly #waitingForPidfd = new Map<number, JailedWorker>();
   #slots: Slot[] = [];
+  readonly #slotBytes: number[] = [];
   #freeSlots: number[] = [];
   #inheritedFilters = 0;
   #mapsAttested = false;
@@ -160,6 +161,14 @@ export class Zygote {
     this.#mapsAttested = true;
     worker.arm(seen, limits);
     return seen;
+  }
+
+  /** A slot keeps its limit from worker to worker: it is written, and read back, only when it changes. */
+  limitSlot(slot: number, memoryBytes: number): void {
+    const cgroup = this.#slots[slot];
+    if (cgroup === undefined || this.#slotBytes[slot] === memoryBytes) return;
+    cgroup.setLimits({ memoryBytes, pids: 1 });
+    this.#slotBytes[slot] = memoryBytes;
   }
 
   /** Fallback of the pidfd, should the kernel refuse us the signal. */
@@ -326,9 +335,7 @@ export class JailedWorker {
       if (this.#armed?.dataBytes !== limits.dataBytes) this.#rlimit(RLIMIT.DATA, this.#vmDataBytes + limits.dataBytes);
       if (this.#armed?.cpuSeconds !== limits.cpuSeconds) this.#rlimit(RLIMIT.CPU, limits.cpuSeconds);
     }
-    if (this.#armed?.cgroupBytes !== limits.cgroupBytes) {
-      this.cgroup?.setLimits({ memoryBytes: limits.cgroupBytes, pids: 1 });
-    }
+    this.zygote.limitSlot(this.slot, limits.cgroupBytes);
     this.#armed = limits;
   }
 

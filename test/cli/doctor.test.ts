@@ -34,6 +34,23 @@ describe("doctor on this host", () => {
     expect(contradictions).toEqual([]);
   });
 
+  test("where namespaces are forbidden it says which, how to get them, and 4", async (context) => {
+    // Our own limit, in a user namespace of our own: the host's is left alone. man 7 namespaces
+    const inside = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"';
+    const command = ["unshare", "-Ur", "sh", "-c", inside, "sh", process.execPath] as const;
+    const control = await cli(["-e", "process.exit(42)"], { command }).catch(() => undefined);
+    if (control?.code !== 42) context.skip("there is no unshare(1) that may make a user namespace here");
+    const { code, stdout } = await cli(["dist/server/cli.js", "doctor", "--json"], { command });
+    const report: DoctorReport = JSON.parse(stdout);
+    expect({ code, ok: report.ok }).toEqual({ code: 4, ok: false });
+    const finding = report.findings.find(({ layer }) => layer === "user-namespace");
+    expect(finding).toMatchObject({ state: "missing", detail: expect.stringContaining("ENOSPC") });
+    expect(finding?.fix).toContain("user.max_user_namespaces");
+    expect(report.proofs.filter(({ ok }) => ok)).toEqual([]);
+    const run = await cli(["dist/server/cli.js", "run", "-e", "1"], { command });
+    expect(run).toMatchObject({ code: 4, stdout: "" });
+  });
+
   test("for people it is a table that ends with the verdict", async () => {
     const { stdout } = await cli(["doctor"]);
     expect(stdout).toMatch(/^Linux [^]*\n {2}node +ok [^]*The floor (?:stands|does not stand):/);

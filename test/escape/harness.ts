@@ -56,6 +56,8 @@ export interface LabOptions {
   limits?: Partial<Limits>;
   /** The worker keeps the caller's own ids, as an ordinary user's does. */
   ownIds?: boolean;
+  /** Another image in the same jail, to be looked at; only the owned one runs attacks. */
+  engine?: "owned" | "quickjs";
 }
 
 /** A worker on which nothing has run yet, and the process behind it. */
@@ -73,8 +75,9 @@ export class OwnedHull {
 
   static async start(options: LabOptions = {}): Promise<OwnedHull> {
     const limits = completeLimits({ wallMs: 20_000, cpuMs: 20_000, ...options.limits });
+    const engine = options.engine ?? "owned";
     const planned = planJail(host.facts, {
-      profile: "owned",
+      profile: engine,
       requireCgroup: false,
       slots: options.slots ?? 4,
       maxMemoryBytes: (limits.memoryMb + WORKER_OVERHEAD_MB) * MiB,
@@ -87,7 +90,7 @@ export class OwnedHull {
     const zygote = await Zygote.start({
       plan,
       main: KEEPER,
-      setup: { plan, engine: "owned", memoryMb: limits.memoryMb },
+      setup: { plan, engine, memoryMb: limits.memoryMb },
       nodeFlags: nodeFlags("fast-start"),
       launchFrom: "thread",
       systemdScope: host.systemdScope,

@@ -71,6 +71,11 @@ function difference(pid: number, plan: JailPlan, off: readonly LayerName[], inhe
   }
 }
 
+const uid = (pid: number) => /^Uid:\s*(\d+)/m.exec(fs.readFileSync(`/proc/${pid}/status`, "latin1"))?.[1];
+const owner = (proc: string) => fs.statSync(`${proc}/maps`).uid;
+const group = (proc: string) => fs.readFileSync(`${proc}/cgroup`, "utf8");
+const probesWithout = async (layer: LayerName) => (await ownedHull({ without: [layer] })).zygote.probes;
+
 describe("a parked worker, seen from outside,", () => {
   it("holds no capability, no privilege to gain and exactly one filter more than its zygote", async () => {
     const { proc, hull } = await parkedWorker();
@@ -85,7 +90,8 @@ describe("a parked worker, seen from outside,", () => {
     expect(filterCount(Number(proc.slice(6)))).toBe(filterCount(hull.zygote.pid) + 1);
   });
 
-  it.skipIf(!asRoot)("is a user that nobody is, though the caller is root", async () => {
+  it("is a user that nobody is, though the caller is root", async ({ skip }) => {
+    if (!asRoot) skip("an ordinary user has only its own id to give");
     const { proc, hull } = await parkedWorker();
     const ids = (name: string) =>
       (new RegExp(`^${name}:(.*)$`, "m").exec(fs.readFileSync(`${proc}/status`, "latin1"))?.[1] ?? "")
@@ -105,8 +111,6 @@ describe("a parked worker, seen from outside,", () => {
     const other = await OwnedHull.start({ slots: 1 });
     try {
       const neighbour = await other.fork();
-      const uid = (pid: number) =>
-        /^Uid:\s*(\d+)/m.exec(fs.readFileSync(`/proc/${pid}/status`, "latin1"))?.[1];
       expect(uid(neighbour.worker.pid)).not.toBe(ids("Uid")[0]);
       neighbour.parked.discard();
       await neighbour.worker.exited;
@@ -146,12 +150,18 @@ describe("a parked worker, seen from outside,", () => {
     expect(fs.readFileSync(`${proc}/environ`, "latin1")).toBe("TZ=UTC\0");
   });
 
-  it("has no page that is writable and executable", async () => {
-    const { proc } = await parkedWorker();
-    const maps = fs.readFileSync(`${proc}/maps`, "latin1");
-    expect(maps).toMatch(/^[0-9a-f]+-[0-9a-f]+ r-x/m);
-    expect(maps).not.toMatch(/^[0-9a-f]+-[0-9a-f]+ .wx/m);
-  });
+  it.each(["owned", "quickjs"] as const)(
+    "has no page that is writable and executable, where V8 had made some (%s)",
+    async (engine) => {
+      const { proc } = await parkedWorker([], engine);
+      const maps = fs.readFileSync(`${proc}/maps`, "latin1");
+      expect(maps).toMatch(/^[0-9a-f]+-[0-9a-f]+ r-x/m);
+      expect(maps).not.toMatch(/^[0-9a-f]+-[0-9a-f]+ .wx/m);
+      if (engine === "owned") return; // without WebAssembly V8 had no such page
+      const unsealed = await parkedWorker(["sealed-code"], engine);
+      expect(fs.readFileSync(`${unsealed.proc}/maps`, "latin1")).toMatch(/^[0-9a-f]+-[0-9a-f]+ .wx/m);
+    },
+  );
 
   it("has limits that it cannot raise", async () => {
     const { proc } = await parkedWorker();
@@ -179,15 +189,14 @@ describe("a parked worker, seen from outside,", () => {
   }) => {
     if (!facts.maySeeUndumpable) skip("an ordinary supervisor must read the worker's /proc itself");
     // The kernel gives the files of an undumpable process to root. man 5 proc_pid
-    const owner = (proc: string) => fs.statSync(`${proc}/maps`).uid;
     const open = await parkedWorker(["not-dumpable"]);
     expect(owner(open.proc)).toBeGreaterThan(1000);
     expect(owner((await parkedWorker()).proc)).toBe(0);
   });
 
-  it.skipIf(!facts.cgroups.available)("is in a cgroup of its own, with room for one process", async () => {
+  it("is in a cgroup of its own, with room for one process", async ({ skip }) => {
+    if (!facts.cgroups.available) skip(facts.cgroups.reason);
     const [one, two] = [await parkedWorker(), await parkedWorker()];
-    const group = (proc: string) => fs.readFileSync(`${proc}/cgroup`, "utf8");
     expect(group(one.proc)).not.toBe(group(two.proc));
     expect(group(one.proc)).toMatch(/doublehull-.*\/slot-\d+/);
     expect(one.worker.cgroup?.processes()).toEqual([one.worker.pid]);
@@ -286,7 +295,6 @@ describe("the zygote's probes", () => {
   });
 
   it("show each layer that is left out as left out", async () => {
-    const probesWithout = async (layer: LayerName) => (await ownedHull({ without: [layer] })).zygote.probes;
     expect(await probesWithout("landlock")).toMatchObject({ openAfterLandlock: 0 });
     expect(await probesWithout("mdwe")).toMatchObject({ executableAfterMdwe: 0 });
     expect(await probesWithout("seccomp")).toMatchObject({ refusedCallSignal: 0, refusedCallNr: -1 });

@@ -46,6 +46,9 @@ const statesOf = (host: HostFacts, request: Partial<JailRequest> = {}) =>
     planJail(host, { ...REQUEST, ...request }).layers.map(({ layer, state }) => [layer, state]),
   );
 
+const names = (host: HostFacts) => planJail(host, REQUEST).layers.map(({ layer }) => layer);
+const bits = (n = 0) => n.toString(2).replaceAll("0", "").length;
+
 describe("the plan", () => {
   it("gives root's jail an own high id, a cgroup, and workers that are not dumpable", () => {
     const plan = planJail(ROOT, REQUEST);
@@ -104,7 +107,6 @@ describe("the plan", () => {
   });
 
   it("names every layer once and in the same order on every host", () => {
-    const names = (host: HostFacts) => planJail(host, REQUEST).layers.map(({ layer }) => layer);
     expect(names(USER)).toEqual(names(ROOT));
     expect(new Set(names(ROOT)).size).toBe(names(ROOT).length);
   });
@@ -154,7 +156,6 @@ describe("Landlock's rules", () => {
       }
     }
     // Written out by hand from man 7 landlock: thirteen file rights at first, then one each; TCP with 4; scopes with 6.
-    const bits = (n = 0) => n.toString(2).replaceAll("0", "").length;
     const count = [1, 2, 3, 4, 5, 6, 7].map((abi) => {
       const rules = landlockRules(abi);
       return [bits(rules?.fs), bits(rules?.net), bits(rules?.scope)];
