@@ -45,7 +45,8 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
   const { apply, ownKeys, getPrototypeOf, getOwnPropertyDescriptor } = Reflect;
   const { defineProperty, freeze, create } = Object;
   const define = (target: object, name: PropertyKey, value: unknown) =>
-    void defineProperty(target, name, { value, writable: true, configurable: true, enumerable: false });
+    // A null prototype, because a descriptor's fields are looked up through inheritance (ToPropertyDescriptor).
+    void defineProperty(target, name, { __proto__: null, value, writable: true, configurable: true, enumerable: false } as any); // prettier-ignore
   const slice = uncurry(String.prototype.slice);
   const indexOf = uncurry(String.prototype.indexOf);
   const split = uncurry(String.prototype.split);
@@ -202,6 +203,7 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
       if (loggedBytes > maxLogBytes) return; // the cap has been reported to the host: what follows is dropped here
       const line: string[] = [];
       let width = 0;
+      loggedBytes += 16; // an empty line is an entry too
       for (let i = 0; i < args.length && i < 64 && width < 65536; i++) {
         let shown: string;
         try {

@@ -15,7 +15,7 @@ export const JAIL_ERRORS = {
   "capabilities": "Dropping capabilities failed, which no supported kernel does: please report this with doctor's output.",
   "mdwe": "PR_SET_MDWE was refused though the kernel offers it: report this with doctor's output.",
   "cgroup":
-    "requireCgroup is set and no cgroup can be made: run as root, or in a delegated scope: systemd-run --user --scope -p Delegate=yes COMMAND.",
+    "Run as root, or in a delegated scope: systemd-run --user --scope -p Delegate=yes COMMAND.",
   "core-scheduling": "Core scheduling needs CONFIG_SCHED_CORE and SMT. Leave `coreScheduling` out where it is absent.",
   "speculation": "The CPU or kernel refuses a speculation control. Leave `speculation` out where it is absent.",
   "attestation": "A worker did not look locked down from outside and was killed. Run `doublehull doctor`; report the difference that the message names.",
@@ -32,9 +32,9 @@ export class JailError extends Error {
   constructor(
     readonly code: JailErrorCode,
     message: string,
-    options?: ErrorOptions,
+    options?: ErrorOptions & { remedy?: string },
   ) {
     super(message, options);
-    this.remedy = JAIL_ERRORS[code];
+    this.remedy = options?.remedy ?? JAIL_ERRORS[code];
   }
 }

@@ -27,6 +27,7 @@ export function readHost(env: Readonly<Record<string, string | undefined>>): Hos
       kernel: os.release(),
       uid,
       gid,
+      spareIds: false,
       maySeeUndumpable: false,
       landlockAbi: 0,
       mdwe: false,
@@ -44,6 +45,7 @@ export function readHost(env: Readonly<Record<string, string | undefined>>): Hos
       kernel: os.release(),
       uid,
       gid,
+      spareIds: spareIds(),
       maySeeUndumpable: maySeeUndumpable(),
       landlockAbi: landlockAbi(),
       mdwe: trySys("prctl", PR.GET_MDWE, 0, 0, 0, 0) >= 0,
@@ -66,6 +68,12 @@ function userScope(uid: number, env: Readonly<Record<string, string | undefined>
   if (!path.split(":").some((dir) => fs.existsSync(`${dir}/systemd-run`))) return undefined;
   const bus = env["DBUS_SESSION_BUS_ADDRESS"] ?? `unix:path=${runtime}/bus`;
   return { PATH: path, XDG_RUNTIME_DIR: runtime, DBUS_SESSION_BUS_ADDRESS: bus };
+}
+
+/** Whether this user namespace maps more than one id. man 7 user_namespaces "uid_map" */
+function spareIds(): boolean {
+  const lines = fs.readFileSync("/proc/self/uid_map", "latin1").trim().split("\n");
+  return lines.reduce((sum, line) => sum + Number(line.trim().split(/\s+/)[2] ?? 0), 0) > 2;
 }
 
 /** Whether this process may look at undumpable ones: CAP_SYS_PTRACE, bit 19 of CapEff. man 7 capabilities */

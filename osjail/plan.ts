@@ -46,6 +46,8 @@ export interface HostFacts {
   kernel: string;
   uid: number;
   gid: number;
+  /** Root with ids to give away: not so in a user namespace that maps one id alone. */
+  spareIds: boolean;
   /** CAP_SYS_PTRACE over every process: may look at a process that is not dumpable. */
   maySeeUndumpable: boolean;
   landlockAbi: number;
@@ -92,9 +94,9 @@ export function planJail(host: HostFacts, request: JailRequest): JailPlan {
   const landlock = landlockRules(host.landlockAbi);
   if (landlock === undefined) throw new JailError("landlock", "this kernel offers no Landlock");
   if (request.requireCgroup && !host.cgroups.available) {
-    throw new JailError("cgroup", `no usable cgroup: ${host.cgroups.reason}`);
+    throw new JailError("cgroup", `no usable cgroup: ${host.cgroups.reason}`, { remedy: host.cgroups.remedy });
   }
-  const root = host.uid === 0;
+  const root = host.uid === 0 && host.spareIds;
   const without = new Set(request.without);
   const layers: LayerReport[] = [];
   const add = (layer: LayerName, state: LayerReport["state"], detail: string) =>
@@ -103,7 +105,7 @@ export function planJail(host: HostFacts, request: JailRequest): JailPlan {
   for (const name of NAMESPACES) add(`${name}-namespace`, "on", "own, made with the zygote");
   add("time-namespace", host.timeNamespace ? "on" : "absent", host.timeNamespace ? "own" : "needs Linux 5.6");
   add("empty-root", "on", "pivot_root to an empty read-only tmpfs");
-  add("other-uid", root ? "on" : "absent", root ? "an own high uid per zygote" : "an ordinary caller has only its own");
+  add("other-uid", root ? "on" : "absent", root ? "an own high uid per zygote" : "this caller has no other id to give");
   add("capabilities", "on", "every set empty, bounding set dropped, securebits locked");
   add("no-new-privs", "on", "set before Node starts");
   add("landlock", "on", explainLandlock(landlock));

@@ -6,13 +6,14 @@
 import fs from "node:fs";
 import net from "node:net";
 import path from "node:path";
-import { F, RLIMIT, SIG, WAIT } from "./abi/linux.js";
+import { ERRNO, F, MSG, O, RLIMIT, SIG, WAIT } from "./abi/linux.js";
 import { attest, filterCount, type Attested } from "./attest.js";
 import { Slot, type SlotPaths } from "./cgroup.js";
 import { COMMAND, DescriptorSocket, socketPair } from "./descriptors.js";
 import { JailError, JAIL_ERRORS, type JailErrorCode } from "./errors.js";
 import { launch, type LaunchFrom } from "./launch.js";
 import { KernelError, Memory, sys, trySys } from "./libc.ffi.js";
+import { encodeSetup } from "./setup.js";
 import type { JailPlan } from "./plan.js";
 import type { Probes, ZygoteEvent } from "./zygote.js";
 import type { Refusal } from "./seccomp.js";
@@ -27,17 +28,60 @@ export interface WorkerExit {
   refusedCall: number | undefined;
 }
 
-export interface ZygoteOptions {
-  plan: JailPlan;
-  /** Module whose main calls `keep`; it gets `setup` as JSON in its first argument. */
+export interface KeeperLaunch {
+  /** The program: its first argument is `argument`, and `keep` is what it ends in. */
   main: string;
-  setup: Readonly<Record<string, unknown>>;
+  argument: string;
   nodeFlags: readonly string[];
   launchFrom: LaunchFrom;
   /** Start inside an own delegated scope of the user's systemd. man 1 systemd-run */
   systemdScope: boolean;
   /** Environment that systemd-run needs to find the user's manager; the zygote itself gets none of it. */
   scopeEnv: Readonly<Record<string, string>>;
+}
+
+/** A started keeper that waits for its setup. Whoever holds it owns the descriptors; if they close, it ends. */
+export interface LaunchedKeeper {
+  pid: number;
+  events: number;
+  commands: number;
+  /** The reading end of its standard error. */
+  diagnostics: number;
+}
+
+/** Starts the keeper's program, which boots while the caller finds out what it wants of it. Throws JailError. */
+export async function launchKeeper(options: KeeperLaunch): Promise<LaunchedKeeper> {
+  if (!path.basename(process.execPath).startsWith("node")) {
+    throw new JailError("not-node", `${process.execPath} is not Node.js`);
+  }
+  const [events, keeperEvents] = socketPair();
+  const [commands, keeperCommands] = socketPair();
+  const pipe = new Memory(8);
+  sys("pipe2", pipe, O.CLOEXEC);
+  const [diagnostics, stderr] = [pipe.bytes.readInt32LE(0), pipe.bytes.readInt32LE(4)];
+  sys("fcntl", diagnostics, F.SETFL, O.NONBLOCK); // on the reading end alone
+  const node = [process.execPath, ...options.nodeFlags, options.main, options.argument];
+  const scope = ["--user", "--scope", "--quiet", "--collect", "-p", "Delegate=yes", "--"];
+  const [command, ...args] = options.systemdScope
+    ? ["systemd-run", ...scope, "/usr/bin/env", "-i", "TZ=UTC", ...node]
+    : node;
+  try {
+    const pid = await launch(
+      {
+        command: command as string,
+        args,
+        env: options.systemdScope ? options.scopeEnv : { TZ: "UTC" },
+        stdio: ["ignore", "ignore", stderr, keeperEvents, keeperCommands],
+      },
+      options.launchFrom,
+    );
+    return { pid, events, commands, diagnostics };
+  } catch (error) {
+    for (const fd of [events, commands, diagnostics]) sys("close", fd);
+    throw new JailError("zygote-start", textOf(error), { cause: error });
+  } finally {
+    for (const fd of [keeperEvents, keeperCommands, stderr]) sys("close", fd);
+  }
 }
 
 const textOf = (error: unknown) => (error instanceof Error ? error.message : String(error));
@@ -66,7 +110,7 @@ export class Zygote {
   #ready!: { resolve: () => void; reject: (error: Error) => void };
   #end!: () => void;
 
-  private constructor(plan: JailPlan, pid: number, events: number, commands: number, diagnostics: number) {
+  private constructor(plan: JailPlan, { pid, events, commands, diagnostics }: LaunchedKeeper) {
     this.plan = plan;
     this.#pid = pid;
     this.#commands = new DescriptorSocket(commands);
@@ -83,40 +127,17 @@ export class Zygote {
     this.#events.on("close", () => this.#gone());
   }
 
-  /** Starts keeper and zygote and waits until the probes have passed. Throws JailError; leaves nothing behind then. */
-  static async start(options: ZygoteOptions): Promise<Zygote> {
-    if (path.basename(process.execPath).startsWith("node") === false) {
-      throw new JailError("not-node", `${process.execPath} is not Node.js`);
-    }
-    const [events, keeperEvents] = socketPair();
-    const [commands, keeperCommands] = socketPair();
-    const pipe = new Memory(8);
-    sys("pipe2", pipe, 0x80000); // O_CLOEXEC
-    const [diagnostics, stderr] = [pipe.bytes.readInt32LE(0), pipe.bytes.readInt32LE(4)];
-    sys("fcntl", diagnostics, F.SETFL, 0x800); // O_NONBLOCK, on the reading end alone
-    const node = [...options.nodeFlags, options.main, JSON.stringify(options.setup)];
-    const [command, ...args] = options.systemdScope
-      ? ["systemd-run", "--user", "--scope", "--quiet", "--collect", "-p", "Delegate=yes", "--", "/usr/bin/env", "-i", "TZ=UTC", process.execPath, ...node] // prettier-ignore
-      : [process.execPath, ...node];
-    let pid: number;
-    try {
-      pid = await launch(
-        {
-          command: command as string,
-          args,
-          env: options.systemdScope ? options.scopeEnv : { TZ: "UTC" },
-          stdio: ["ignore", "ignore", stderr, keeperEvents, keeperCommands],
-        },
-        options.launchFrom,
-      );
-    } catch (error) {
-      for (const fd of [events, commands, diagnostics]) sys("close", fd);
-      throw new JailError("zygote-start", textOf(error), { cause: error });
-    } finally {
-      for (const fd of [keeperEvents, keeperCommands, stderr]) sys("close", fd);
-    }
-    const zygote = new Zygote(options.plan, pid, events, commands, diagnostics);
-    await new Promise<void>((resolve, reject) => (zygote.#ready = { resolve, reject }));
+  /**
+   * Tells a keeper what to become and waits until the probes have passed. `setup` is what its program reads by
+   * `readSetup`. Takes the keeper over, also when it throws (JailError): nothing is left behind then.
+   */
+  static async start(plan: JailPlan, setup: Readonly<Record<string, unknown>>, keeper: LaunchedKeeper): Promise<Zygote> {
+    const zygote = new Zygote(plan, keeper);
+    const ready = new Promise<void>((resolve, reject) => (zygote.#ready = { resolve, reject }));
+    const text = new Memory(encodeSetup(setup));
+    const sent = trySys("sendto", keeper.commands, text, text.bytes.length, MSG.NOSIGNAL, 0, 0);
+    if (sent !== text.bytes.length && sent !== -ERRNO.EPIPE) throw new KernelError("sendto", -sent);
+    await ready;
     zygote.#events.unref(); // an idle zygote keeps nobody's process alive: its end is ours, by EOF
     return zygote;
   }

@@ -117,6 +117,7 @@ class Conversation {
   #log(level: LogEntry["level"], texts: readonly string[], timeMs: number): void {
     const { logBytes } = this.run.limits;
     if (this.#logBytes > logBytes) return;
+    this.#logBytes += 16; // an empty line is an entry too
     for (const text of texts) this.#logBytes += text.length + 16;
     if (this.#logBytes > logBytes) {
       this.#logs.push({ level: "warn", args: [`the log was cut at ${logBytes} bytes`], timeMs });

@@ -10,7 +10,8 @@ import { WorkerConnection, type ConnectionLimits } from "../hostapi/wire.js";
 import { JailError } from "../osjail/errors.js";
 import { planJail, type HostFacts, type JailPlan } from "../osjail/plan.js";
 import type { Arch } from "../osjail/abi/syscalls.js";
-import type { WorkerExit, Zygote } from "../osjail/zygote-client.js";
+import type { Host } from "../osjail/host.js";
+import type { LaunchedKeeper, WorkerExit, Zygote } from "../osjail/zygote-client.js";
 import type { LaunchFrom } from "../osjail/launch.js";
 import { nodeFlags, type EngineKind, type ImageKind } from "./engines.js";
 import { WORKER_OVERHEAD_MB, type Limits } from "./limits.js";
@@ -137,6 +138,21 @@ export interface JailOptions extends HullOptions {
   launchFrom: LaunchFrom;
   systemdScope: boolean;
   scopeEnv: Readonly<Record<string, string>>;
+  /** A keeper that was launched ahead, for this engine and image. It is taken over. */
+  launched?: Promise<LaunchedKeeper> | undefined;
+}
+
+/** Launches the program for an engine; it boots while the caller goes on. Throws JailError. */
+export async function launchEngine(
+  engine: EngineKind,
+  image: ImageKind,
+  launchFrom: LaunchFrom,
+  host: Pick<Host, "systemdScope" | "scopeEnv">,
+): Promise<LaunchedKeeper> {
+  const { launchKeeper } = await import("../osjail/zygote-client.js");
+  const { systemdScope, scopeEnv } = host;
+  const flags = nodeFlags(image);
+  return launchKeeper({ main: keeperMain, argument: engine, nodeFlags: flags, launchFrom, systemdScope, scopeEnv });
 }
 
 /** Starts a zygote for the engine. Throws JailError naming the layer that is missing. */
@@ -153,15 +169,8 @@ export async function startJail(options: JailOptions): Promise<Hull> {
     without: [],
   });
   const { Zygote } = await import("../osjail/zygote-client.js");
-  const zygote = await Zygote.start({
-    plan,
-    main: keeperMain,
-    setup: { plan, engine, memoryMb: limits.memoryMb },
-    nodeFlags: nodeFlags(options.image),
-    launchFrom: options.launchFrom,
-    systemdScope: options.systemdScope,
-    scopeEnv: options.scopeEnv,
-  });
+  const keeper = options.launched ?? launchEngine(engine, options.image, options.launchFrom, options);
+  const zygote = await Zygote.start(plan, { plan, memoryMb: limits.memoryMb }, await keeper);
   return new JailHull(zygote, options);
 }
 

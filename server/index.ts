@@ -1,5 +1,6 @@
 /** doublehull: untrusted JavaScript behind two hulls. */
-export { Sandbox, type RunOptions, type SandboxOptions } from "./sandbox.js";
+export { Sandbox } from "./sandbox.js";
+export type { RunOptions, SandboxOptions } from "./options.js";
 export { SandboxError, SANDBOX_ERRORS, type SandboxErrorCode } from "./errors.js";
 export {
   describeStop,

@@ -2,8 +2,6 @@
  * Every limit of a run in one table: its unit is in its name, `stops` is the attack behind it. The schema, the help
  * texts and the documentation are made from this table.
  */
-import { z } from "zod";
-
 interface LimitRow {
   default: number;
   min: number;
@@ -40,35 +38,12 @@ export const DEFAULT_LIMITS = Object.fromEntries(
   Object.entries(LIMITS).map(([name, row]) => [name, row.default]),
 ) as Limits;
 
-const row = (name: LimitName) => {
-  const { min, max } = LIMITS[name];
-  return z
-    .number(`${name} must be a number`)
-    .int(`${name} must be a whole number`)
-    .min(min, `${name} must be at least ${min}`)
-    .max(max, `${name} must be at most ${max}`)
-    .optional();
-};
-
-/** Unknown names and values out of range are errors that name the field. */
-export const limitsSchema = z.strictObject({
-  wallMs: row("wallMs"),
-  cpuMs: row("cpuMs"),
-  memoryMb: row("memoryMb"),
-  stackKb: row("stackKb"),
-  sourceBytes: row("sourceBytes"),
-  resultBytes: row("resultBytes"),
-  logBytes: row("logBytes"),
-  hostCalls: row("hostCalls"),
-  hostCallsInFlight: row("hostCallsInFlight"),
-  callBytes: row("callBytes"),
-} satisfies Record<LimitName, unknown>);
-
 export type PartialLimits = { [K in LimitName]?: number | undefined };
 
-/** Fills in what was not said. `wallMs` above the default raises an unsaid `cpuMs` with it. */
-export function completeLimits(given: PartialLimits, base: Limits = DEFAULT_LIMITS): Limits {
-  const limits = { ...base };
-  for (const name of Object.keys(LIMITS) as LimitName[]) limits[name] = given[name] ?? base[name];
+/** Fills in what was not said; without `base`, a `wallMs` above the default raises an unsaid `cpuMs` with it. */
+export function completeLimits(given: PartialLimits, base?: Limits): Limits {
+  const limits = { ...(base ?? DEFAULT_LIMITS) };
+  if (base === undefined) limits.cpuMs = Math.max(limits.cpuMs, given.wallMs ?? 0);
+  for (const name of Object.keys(LIMITS) as LimitName[]) limits[name] = given[name] ?? limits[name];
   return limits;
 }

@@ -4,6 +4,8 @@
  * they die. A run that has not started is never lost with them. Tenants take turns: a tenant with a thousand runs in
  * the queue delays another's by one.
  */
+import { CgroupError } from "../osjail/cgroup.js";
+import { JailError } from "../osjail/errors.js";
 import { SandboxError } from "./errors.js";
 import type { Hull, ParkedWorker } from "./hull.js";
 
@@ -85,6 +87,7 @@ export class Pool {
    */
   acquire(tenant: string, signal: AbortSignal | undefined): Promise<Lease> {
     if (this.#closed) return Promise.reject(new SandboxError("closed", "the sandbox is closed"));
+    if (signal?.aborted) return Promise.reject(signal.reason as Error);
     if (this.#waiting >= this.#options.maxQueue && !this.#canServeNow()) {
       const queued = `${this.#waiting} runs are waiting (maxQueue ${this.#options.maxQueue})`;
       return Promise.reject(new SandboxError("overloaded", queued));
@@ -215,7 +218,7 @@ export class Pool {
         this.#forkFailures++;
         if (this.#forkFailures < MAX_FORK_FAILURES) return this.#pump();
         this.#forkFailures = 0;
-        this.#rejectAll(new SandboxError("host-cannot", messageOf(error), { cause: error }));
+        this.#rejectAll(asSandboxError(error));
       },
     );
     return true;
@@ -272,16 +275,12 @@ export class Pool {
   }
 }
 
-const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
-
-/** The host's errors keep their remedy when they become the caller's. */
-export function asSandboxError(error: unknown): SandboxError {
-  if (error instanceof SandboxError) return error;
-  const remedy = (error as { remedy?: unknown }).remedy;
-  return new SandboxError("host-cannot", messageOf(error), {
-    cause: error,
-    ...(typeof remedy === "string" ? { remedy } : {}),
-  });
+/** The host's errors keep their remedy when they become the caller's. What is no host's fault stays what it is. */
+export function asSandboxError(error: unknown): Error {
+  if (error instanceof JailError || error instanceof CgroupError) {
+    return new SandboxError("host-cannot", error.message, { cause: error, remedy: error.remedy });
+  }
+  return error instanceof Error ? error : new Error(String(error));
 }
 
 /** Slots for workers: those that run, those that wait, and those that are being buried. */

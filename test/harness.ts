@@ -121,6 +121,25 @@ export function descriptorCount(): number {
   return fs.readdirSync("/proc/self/fd").length;
 }
 
+/** Clock ticks (10 ms) of CPU that a process has used. man 5 proc_pid_stat (14) (15) */
+function cpuTicks(pid: number): number {
+  let text: string;
+  try {
+    text = fs.readFileSync(`/proc/${pid}/stat`, "latin1");
+  } catch {
+    return 0; // it ended meanwhile
+  }
+  const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
+  return Number(fields[11]) + Number(fields[12]);
+}
+
+/** A worker that runs an endless loop: it alone uses CPU by the tenth of a second. */
+export async function busyWorker(supervisor: number = process.pid): Promise<Process> {
+  const busy = () => families(supervisor).flatMap(({ workers }) => workers.filter(({ pid }) => cpuTicks(pid) >= 15));
+  await until("a worker computes", () => busy().length > 0);
+  return busy()[0] as Process;
+}
+
 // ---- cgroups --------------------------------------------------------------------------------------------------------
 
 /** Directories `doublehull-PID-*` of these keepers, under every cgroup hierarchy that is mounted. */

@@ -650,7 +650,8 @@ describe.each(ENGINES)("the engine %s", (engine) => {
 
     test("console goes on though the guest replaced what it is made of", async () => {
       const program = `Array.prototype.push = Array.prototype.join = () => { throw 1 }; String.prototype.slice = () => "fake";
-        Array.prototype[Symbol.iterator] = function* () { yield "fake" }; JSON.stringify = () => "fake"; console.log("true", ["x"]); 1`; // prettier-ignore
+        Array.prototype[Symbol.iterator] = function* () { yield "fake" }; JSON.stringify = () => "fake";
+        Object.prototype.toJSON = () => "fake"; console.log("true", ["x"]); 1`; // prettier-ignore
       const outcome = await run(program, script);
       expect(valueOf(outcome)).toBe(1);
       expect(outcome.logs.map(({ args }) => args)).toEqual([["true", '["x"]']]);

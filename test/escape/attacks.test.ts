@@ -7,7 +7,7 @@ import { once } from "node:events";
 import fs from "node:fs";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { SYSCALLS, type SyscallName } from "#osjail/abi/syscalls";
-import { attack, control, host, inParallel, ownedHull, stopOf, valueOf, type Answer } from "./harness.js";
+import { attack, control, host, inParallel, ownedHull, stopOf, valueOf, answerOf } from "./harness.js";
 
 const TABLE = SYSCALLS[host.facts.arch] as Readonly<Record<string, number>>;
 const [EPERM, ENOENT, EBADF, EAGAIN, ENOMEM, EACCES, EINVAL, ENOSYS, EOPNOTSUPP] = [
@@ -359,7 +359,7 @@ describe.each([
 ] as const)("%s:", (_, acts) => {
   it.each(acts.filter(({ named }) => named in TABLE))("code that $what ends by $named", async (act) => {
     const input = { pid: bystander.pid };
-    const outside = valueOf<Answer>(await control(act.control ?? act.code, input));
+    const outside = answerOf(await control(act.control ?? act.code, input));
     const allowed = [0, ...(act.outside?.errnos ?? [])];
     expect(allowed, `in a plain process: errno ${outside.errno}`).toContain(outside.errno);
 
@@ -381,7 +381,7 @@ describe("sockets", () => {
         if (ret >= 0) { syscall("close", ret); (got[family] ??= []).push(type); }
       }
       return got;`;
-    const outside = valueOf<Record<string, number[]>>(await control(all, FAMILIES));
+    const outside = valueOf(await control(all, FAMILIES)) as Record<string, number[]>;
     for (const family of [1, 2, 10, 16]) expect(outside[family], `family ${family}`).toBeDefined();
 
     const hull = await ownedHull({ slots: 16 });
@@ -441,7 +441,7 @@ describe("descriptors", () => {
 
   it("and secrets of the supervisor are not in a worker's environment or arguments", async () => {
     const hull = await ownedHull();
-    const seen = valueOf<object>(await attack(hull, "return { ...process.env }"));
+    const seen = valueOf(await attack(hull, "return { ...process.env }")) as object;
     expect(Object.keys(seen).filter((name) => name !== "TZ")).toEqual([]);
     const outside = valueOf(await control("return Object.keys(process.env)"));
     expect(outside).toContain("TZ");
@@ -453,7 +453,7 @@ describe("bombs", () => {
     const hull = await ownedHull();
     const ask = `let mib = 0; while (mib < input) { if (syscall("mmap", 0, ${1 << 20}, 3, 0x22, -1, 0).ret === -1) break; mib++; } return mib;`;
     expect(valueOf(await control(ask, 1024))).toBe(1024);
-    const got = valueOf<number>(await attack(hull, ask, 1024));
+    const got = valueOf(await attack(hull, ask, 1024)) as number;
     expect(got).toBeGreaterThan(16);
     // The limit, and what the worker held of the image and gave back meanwhile.
     expect(got).toBeLessThanOrEqual(64 + 24 + 16);

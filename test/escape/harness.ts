@@ -5,7 +5,6 @@
  * may do: it shows which layer it is that holds.
  */
 import { spawn } from "node:child_process";
-import { fileURLToPath } from "node:url";
 import { afterAll } from "vitest";
 import { codec } from "#engine/codec";
 import { encodeMessage, WorkerConnection } from "#hostapi/wire";
@@ -13,14 +12,12 @@ import { readHost, type Host } from "#osjail/host";
 import { planJail, type JailPlan, type LayerName } from "#osjail/plan";
 import { Zygote, type JailedWorker, type WorkerLimits } from "#osjail/zygote-client";
 import { converse } from "#server/conversation";
-import { nodeFlags } from "#server/engines";
-import { connectionLimits, ParkedWorker } from "#server/hull";
+import { connectionLimits, launchEngine, ParkedWorker } from "#server/hull";
 import { completeLimits, WORKER_OVERHEAD_MB, type Limits } from "#server/limits";
 import type { Layers, Outcome, Stop } from "#server/outcome";
 
 const values = codec();
 const MiB = 1024 * 1024;
-const KEEPER = fileURLToPath(new URL("../../dist/server/keeper-main.js", import.meta.url));
 const LIBC = new URL("../../dist/osjail/libc.ffi.js", import.meta.url).href;
 
 /** The host of this test run, read once. */
@@ -87,15 +84,8 @@ export class OwnedHull {
     });
     const { uid, gid } = host.facts;
     const plan: JailPlan = options.ownIds ? { ...planned, ids: { kind: "own", uid, gid } } : planned;
-    const zygote = await Zygote.start({
-      plan,
-      main: KEEPER,
-      setup: { plan, engine, memoryMb: limits.memoryMb },
-      nodeFlags: nodeFlags("fast-start"),
-      launchFrom: "thread",
-      systemdScope: host.systemdScope,
-      scopeEnv: host.scopeEnv,
-    });
+    const keeper = await launchEngine(engine, "fast-start", "thread", host);
+    const zygote = await Zygote.start(plan, { plan, memoryMb: limits.memoryMb }, keeper);
     return new OwnedHull(zygote, limits);
   }
 
@@ -279,10 +269,13 @@ export function stopOf(outcome: Outcome): Stop {
 }
 
 /** What the run returned; an error that shows the outcome if it returned nothing. */
-export function valueOf<T = unknown>(outcome: Outcome | Control): T {
-  if (outcome.status === "ok") return outcome.value as T;
+export function valueOf(outcome: Outcome | Control): unknown {
+  if (outcome.status === "ok") return outcome.value;
   throw new Error(`no value: ${brief(outcome)}`);
 }
+
+/** The same where it returned what `syscall` gave it. */
+export const answerOf = (outcome: Outcome | Control): Answer => valueOf(outcome) as Answer;
 
 /** An outcome without what every outcome has, for messages. */
 function brief(outcome: Outcome | Control): string {

@@ -11,7 +11,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { AF, errnoName, SOCK } from "#osjail/abi/linux";
 import { Memory, sys } from "#osjail/libc.ffi";
 import type { LayerName } from "#osjail/plan";
-import { asRoot, attack, host, ownedHull, stopOf, valueOf, type Answer, type LabOptions } from "./harness.js";
+import { asRoot, attack, host, ownedHull, stopOf, valueOf, answerOf, type LabOptions } from "./harness.js";
 
 const { facts } = host;
 const FILTER = "seccomp" as const;
@@ -238,7 +238,7 @@ function listenAbstract(name: string): number {
 }
 
 async function tries(code: string, options: LabOptions): Promise<string> {
-  const { ret, errno } = valueOf<Answer>(await attack(await ownedHull(options), code, input));
+  const { ret, errno } = answerOf(await attack(await ownedHull(options), code, input));
   return ret >= 0 ? "works" : errnoName(errno);
 }
 
@@ -332,7 +332,7 @@ describe("a user namespace of its own, which only the filter refuses,", () => {
       return [made, spaces, syscall("mount", memory("none"), memory("/"), memory("tmpfs"), 0x21, memory("size=4k")),
         syscall("openat", -100, memory("/"), 0x10000, 0), syscall("socket", 2, 1, 0), syscall("sethostname", memory("x"), 1),
       ].map(({ errno }) => errno);`;
-    const errnos = valueOf<number[]>(await attack(await ownedHull({ without: [FILTER] }), code));
+    const errnos = valueOf(await attack(await ownedHull({ without: [FILTER] }), code)) as number[];
     expect(errnos.slice(2).map(errnoName)).toEqual(["EPERM", "EMFILE", "EMFILE", "EPERM"]);
   });
 });

@@ -11,6 +11,7 @@ const host: HostFacts = {
   kernel: "6.1.0",
   uid: 1000,
   gid: 1000,
+  spareIds: true,
   maySeeUndumpable: false,
   landlockAbi: 4,
   mdwe: false,

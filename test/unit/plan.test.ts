@@ -11,6 +11,7 @@ const ROOT: HostFacts = {
   kernel: "6.18.0",
   uid: 0,
   gid: 0,
+  spareIds: true,
   maySeeUndumpable: true,
   landlockAbi: 7,
   mdwe: true,
@@ -28,6 +29,7 @@ const USER: HostFacts = {
   ...ROOT,
   uid: 1000,
   gid: 1001,
+  spareIds: true,
   maySeeUndumpable: false,
   cgroups: { available: false, reason: "no delegation", remedy: "ask for it" },
 };

@@ -1,0 +1,102 @@
+/** What a caller may say: one strict schema for the sandbox and one for a run. Unknown keys are errors. */
+import { z } from "zod";
+import { SandboxError } from "./errors.js";
+import { LIMITS, type LimitName } from "./limits.js";
+
+const row = (name: LimitName) => {
+  const { min, max } = LIMITS[name];
+  return z
+    .number(`${name} must be a number`)
+    .int(`${name} must be a whole number`)
+    .min(min, `${name} must be at least ${min}`)
+    .max(max, `${name} must be at most ${max}`)
+    .optional();
+};
+
+/** Unknown names and values out of range are errors that name the field. */
+export const limitsSchema = z.strictObject({
+  wallMs: row("wallMs"),
+  cpuMs: row("cpuMs"),
+  memoryMb: row("memoryMb"),
+  stackKb: row("stackKb"),
+  sourceBytes: row("sourceBytes"),
+  resultBytes: row("resultBytes"),
+  logBytes: row("logBytes"),
+  hostCalls: row("hostCalls"),
+  hostCallsInFlight: row("hostCallsInFlight"),
+  callBytes: row("callBytes"),
+} satisfies Record<LimitName, unknown>);
+
+const count = (name: string, min: number, max: number) =>
+  z.number(`${name} must be a number`).int(`${name} must be a whole number`).min(min).max(max).optional();
+
+export const createSchema = z.strictObject({
+  engine: z.enum(["quickjs"], 'engine must be "quickjs"').optional(),
+  /** `double`: language and kernel. `language-only`: no kernel hull, for development; never chosen automatically. */
+  hull: z.enum(["double", "language-only"], 'hull must be "double" or "language-only"').optional(),
+  /** The most that a run may ask for, and what it gets when it does not ask. */
+  limits: limitsSchema.optional(),
+  /** Refuse to start where no cgroup can be had (the resource layer would be rlimits alone). */
+  requireCgroup: z.boolean().optional(),
+  /** Workers kept ready. */
+  parked: count("parked", 0, 1000),
+  maxConcurrent: count("maxConcurrent", 1, 1000),
+  maxQueue: count("maxQueue", 0, 1_000_000),
+  /** Replace the zygote after so many forks, and after so many minutes. */
+  recycleForks: count("recycleForks", 1, 1_000_000_000),
+  recycleMinutes: z.number("recycleMinutes must be a number").min(0.01).max(10_000).optional(),
+  /** A zygote of its own for every tenant: no shared address-space layout between them. */
+  zygotePerTenant: z.boolean().optional(),
+  /** `fast-start` compiles WebAssembly in 0.05 s, `fast-run` in 0.6 s to code twice as fast; `auto` begins with one and goes on with the other. */
+  image: z.enum(["auto", "fast-start", "fast-run"], 'image must be "auto", "fast-start" or "fast-run"').optional(),
+  /** Start the TypeScript stripper now rather than at the first .ts source. */
+  typescript: z.boolean().optional(),
+  /** Give each worker a core-scheduling cookie of its own: no hyper-thread is shared with it. */
+  coreScheduling: z.boolean().optional(),
+  /** Force speculative-execution controls on for workers. */
+  speculation: z.boolean().optional(),
+});
+
+export const runSchema = z.strictObject({
+  input: z.unknown().optional(),
+  type: z.enum(["module", "script"], 'type must be "module" or "script"').optional(),
+  /** File name that stacks show; a name that ends in .ts or .mts means TypeScript. */
+  name: z
+    .string("name must be a string")
+    .min(1)
+    .max(200)
+    .regex(/^[^\0-\x1f]*$/, "name must not hold control characters")
+    .optional(),
+  language: z.enum(["javascript", "typescript"], 'language must be "javascript" or "typescript"').optional(),
+  modules: z.record(z.string().min(1).max(200), z.string("a module's source must be a string")).optional(),
+  limits: limitsSchema.optional(),
+  signal: z.instanceof(AbortSignal, { message: "signal must be an AbortSignal" }).optional(),
+  tenant: z.string("tenant must be a string").max(200).optional(),
+});
+
+export type SandboxOptions = z.input<typeof createSchema>;
+export type RunOptions = z.input<typeof runSchema>;
+
+export type ParsedOptions = z.output<typeof createSchema>;
+
+/** Strict: unknown keys and wrong types are errors that name the field. */
+export function parse<T extends z.ZodType>(schema: T, options: unknown): z.output<T> {
+  const result = schema.safeParse(options);
+  if (result.success) return result.data;
+  const [issue] = result.error.issues;
+  const path = issue?.path.join(".") ?? "";
+  if (issue?.code === "unrecognized_keys") {
+    const field = [...issue.path, issue.keys[0]].join(".");
+    throw new SandboxError("bad-option", `${field} is no option; known are ${knownKeys(schema, issue.path)}`, { field });
+  }
+  const message = issue?.message ?? "invalid options";
+  throw new SandboxError("bad-option", path === "" || message.includes(path) ? message : `${path}: ${message}`, {
+    field: path,
+  });
+}
+
+function knownKeys(schema: z.ZodType, path: readonly PropertyKey[]): string {
+  const shape = path[0] === "limits" ? limitsSchema.shape : (schema as z.ZodObject).shape;
+  return Object.keys(shape).join(", ");
+}
+
