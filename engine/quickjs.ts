@@ -75,11 +75,7 @@ class QuickJSImage implements Image {
   readonly #module: QuickJSWASMModule;
   #spare: QuickJSImage | undefined;
 
-  constructor(
-    module: QuickJSWASMModule,
-    memory: BoundedMemory,
-    malloc: Malloc,
-  ) {
+  constructor(module: QuickJSWASMModule, memory: BoundedMemory, malloc: Malloc) {
     this.#module = module;
     this.#memory = memory;
     this.#malloc = malloc;
@@ -96,7 +92,9 @@ class QuickJSImage implements Image {
     const source = `(${String(world)})`;
     const make = context.unwrapResult(context.evalCode(source, OWN_FILE));
     const codecMaker = context.unwrapResult(context.evalCode(`(${String(codec)})`, OWN_FILE));
-    const control = context.unwrapResult(context.callFunction(make, context.undefined, this.#host(), codecMaker));
+    const control = context.unwrapResult(
+      context.callFunction(make, context.undefined, this.#host(), codecMaker),
+    );
     const names = ["begin", "settleModule", "settleScript", "fail", "runTimer"] as const;
     this.#control = Object.fromEntries(names.map((name) => [name, context.getProp(control, name)])) as never;
   }
@@ -127,7 +125,8 @@ class QuickJSImage implements Image {
         const [status, ...parts] = JSON.parse(context.getString(ending as QuickJSHandle)) as string[];
         const [name = "", message = "", stack = ""] = parts;
         if (status !== "threw") this.#stop(status as InnerStop, name);
-        else if (name === "Error" && message === "null" && this.#memory.refused) this.#stop("memory", "out of memory");
+        else if (name === "Error" && message === "null" && this.#memory.refused)
+          this.#stop("memory", "out of memory");
         else this.#send({ kind: "result", status: "threw", error: { name, message, stack } });
         return context.undefined;
       },
@@ -186,7 +185,8 @@ class QuickJSImage implements Image {
           started = true;
           this.#start(job);
         }
-        if (event?.kind === "reply" && sleeping.delete(event.id)) this.#now = Math.max(this.#now, event.nowMs);
+        if (event?.kind === "reply" && sleeping.delete(event.id))
+          this.#now = Math.max(this.#now, event.nowMs);
         let due: number;
         do {
           if (!this.#drain() || finished) return;
@@ -203,7 +203,12 @@ class QuickJSImage implements Image {
     return guest;
   }
 
-  #start(job: Pick<Job, "name" | "source" | "type" | "seed" | "input" | "nowMs" | "maxResultBytes" | "maxLogBytes">): void {
+  #start(
+    job: Pick<
+      Job,
+      "name" | "source" | "type" | "seed" | "input" | "nowMs" | "maxResultBytes" | "maxLogBytes"
+    >,
+  ): void {
     const context = this.#context;
     const { blob } = job.input;
     const bytes = new ArrayBuffer(job.seed.length + blob.length);
@@ -217,7 +222,9 @@ class QuickJSImage implements Image {
     text.dispose();
     buffer.dispose();
     if (!begun) return;
-    const result = context.evalCode(job.source, job.name, { type: job.type === "module" ? "module" : "global" });
+    const result = context.evalCode(job.source, job.name, {
+      type: job.type === "module" ? "module" : "global",
+    });
     if (result.error) return this.#failed(result.error);
     this.#invoke(job.type === "module" ? "settleModule" : "settleScript", result.value);
     result.value.dispose();
@@ -282,7 +289,8 @@ class QuickJSImage implements Image {
       (name) => {
         const source = modules.get(name);
         if (source !== undefined) return source;
-        const known = modules.size === 0 ? "none were provided" : `provided are ${[...modules.keys()].join(", ")}`;
+        const known =
+          modules.size === 0 ? "none were provided" : `provided are ${[...modules.keys()].join(", ")}`;
         return { error: new Error(`module "${name.slice(0, 200)}" was not provided (${known})`) };
       },
       (base, requested) => resolveModule(base, requested, modules),

@@ -8,7 +8,10 @@ import { codec } from "./codec.js";
 import type { Engine, GuestError, GuestEvent, Image, Job } from "./engine.js";
 
 interface Stripper {
-  transformSync(source: string, options: { mode: "strip-only"; module?: boolean; filename: string }): { code: string };
+  transformSync(
+    source: string,
+    options: { mode: "strip-only"; module?: boolean; filename: string },
+  ): { code: string };
 }
 
 export const typescript: Engine = {
@@ -21,7 +24,8 @@ export const typescript: Engine = {
     strip("warm.ts", "export const x: number = 1;", true);
     const image: Image = {
       rehearse: (spend) => spend(image),
-      warm: () => void strip("warm.ts", "interface A { b: string } export default (a: A) => a.b as string;", true),
+      warm: () =>
+        void strip("warm.ts", "interface A { b: string } export default (a: A) => a.b as string;", true),
       load: (job: Job, send: (event: GuestEvent) => void) => ({
         outstanding: 0,
         step: () => {

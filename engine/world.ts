@@ -119,7 +119,12 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
   const succeed = (value: unknown): void => {
     let encoded;
     try {
-      encoded = codec.encode(value, { maxBytes: maxResultBytes, maxDepth: 64, maxNodes: 1_000_000, root: "value" });
+      encoded = codec.encode(value, {
+        maxBytes: maxResultBytes,
+        maxDepth: 64,
+        maxNodes: 1_000_000,
+        root: "value",
+      });
     } catch (error) {
       if (codec.isCodecError(error) && error.code === "too-large") {
         return end("output", text(error.message, 512));
@@ -201,6 +206,7 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
     (level: string) =>
     (...args: unknown[]): void => {
       if (loggedBytes > maxLogBytes) return; // the cap has been reported to the host: what follows is dropped here
+      loggedBytes += 16; // an empty line is a line too
       const line: string[] = [];
       let width = 0;
       loggedBytes += 16; // an empty line is an entry too

@@ -8,14 +8,24 @@ import type { JailPlan } from "./plan.js";
 import { WORKER_SOCKET_FD } from "./seccomp.js";
 
 export interface Attested {
-  /** RLIMIT_DATA counts these, bytes. */
+  /** What RLIMIT_DATA counts, bytes. */
   vmDataBytes: number;
+  /** What RLIMIT_AS counts, bytes: mappings that can only be read are in no other limit, and cost page tables. */
+  vmSizeBytes: number;
   /** Memory of the image that the worker began with: high-water mark, bytes. */
   vmPeakRssBytes: number;
   filters: number;
 }
 
-const SPACES = { user: "user", pid: "pid", mount: "mnt", net: "net", ipc: "ipc", uts: "uts", cgroup: "cgroup" } as const;
+const SPACES = {
+  user: "user",
+  pid: "pid",
+  mount: "mnt",
+  net: "net",
+  ipc: "ipc",
+  uts: "uts",
+  cgroup: "cgroup",
+} as const;
 let ownSpaces: Readonly<Record<string, string>> | undefined;
 
 const space = (pid: number | "self", name: string): string => fs.readlinkSync(`/proc/${pid}/ns/${name}`);
@@ -55,19 +65,21 @@ export function attest(pid: number, plan: JailPlan, inherited: number, withMaps:
     }
   }
   const fds = fs.readdirSync(`/proc/${pid}/fd`);
-  if (fds.length !== 1 || fds[0] !== String(WORKER_SOCKET_FD)) differs(`its open descriptors are ${fds.join(", ")}`);
+  if (fds.length !== 1 || fds[0] !== String(WORKER_SOCKET_FD))
+    differs(`its open descriptors are ${fds.join(", ")}`);
   if (withMaps && on("sealed-code")) {
     for (const line of fs.readFileSync(`/proc/${pid}/maps`, "latin1").split("\n")) {
       if (/^[0-9a-f]+-[0-9a-f]+ .wx/.test(line)) differs("a page is writable and executable");
     }
   }
   const kib = (name: string) => Number.parseInt(field(name), 10) * 1024;
-  return { vmDataBytes: kib("VmData"), vmPeakRssBytes: kib("VmHWM"), filters };
+  return { vmDataBytes: kib("VmData"), vmSizeBytes: kib("VmSize"), vmPeakRssBytes: kib("VmHWM"), filters };
 }
 
 /** How many filters a process has: the zygote's count, that every worker must exceed by one. */
 export function filterCount(pid: number | "self"): number {
   const match = /^Seccomp_filters:\s*(\d+)/m.exec(fs.readFileSync(`/proc/${pid}/status`, "latin1"));
-  if (match === null) throw new JailError("attestation", "this kernel does not tell Seccomp_filters (Linux 5.9)");
+  if (match === null)
+    throw new JailError("attestation", "this kernel does not tell Seccomp_filters (Linux 5.9)");
   return Number(match[1]);
 }

@@ -19,7 +19,9 @@ function step(plan: JailPlan, layer: LayerName, code: JailErrorCode, run: () => 
   try {
     run();
   } catch (error) {
-    throw new JailError(code, `${layer}: ${error instanceof Error ? error.message : String(error)}`, { cause: error });
+    throw new JailError(code, `${layer}: ${error instanceof Error ? error.message : String(error)}`, {
+      cause: error,
+    });
   }
 }
 
@@ -54,7 +56,8 @@ export function lockDown(plan: JailPlan, kit: LockDownKit, slot: number, socket:
   for (const fd of kit.join[slot] ?? []) sys("write", fd, SELF, 1);
   waitForTracer(gate);
   keepOnly(socket);
-  if (plan.coreScheduling) sys("prctl", PR.SCHED_CORE, PR.SCHED_CORE_CREATE, 0, PR.SCHED_CORE_SCOPE_THREAD_GROUP, 0);
+  if (plan.coreScheduling)
+    sys("prctl", PR.SCHED_CORE, PR.SCHED_CORE_CREATE, 0, PR.SCHED_CORE_SCOPE_THREAD_GROUP, 0);
   if (on("rlimits")) for (const resource of [RLIMIT.NPROC, RLIMIT.NOFILE]) setLimit(resource, 0);
   if (on("capabilities")) sys("capset", CAPABILITY_HEADER, NO_CAPABILITIES);
   if (on("not-dumpable") && !plan.dumpable) sys("prctl", PR.SET_DUMPABLE, 0, 0, 0, 0);
@@ -109,7 +112,8 @@ function sealWritableCode(): void {
 
 /** Limits that hold for the zygote as well and are inherited; hard ones cannot be raised again. man 2 getrlimit */
 function limitForAll(): void {
-  for (const name of ["CORE", "FSIZE", "MEMLOCK", "MSGQUEUE", "NICE", "RTPRIO"] as const) setLimit(RLIMIT[name], 0);
+  for (const name of ["CORE", "FSIZE", "MEMLOCK", "MSGQUEUE", "NICE", "RTPRIO"] as const)
+    setLimit(RLIMIT[name], 0);
   setLimit(RLIMIT.STACK, 8 * 1024 * 1024);
 }
 
@@ -134,7 +138,8 @@ function dropBoundingSet(): void {
   }
   sys("prctl", PR.SET_SECUREBITS, SECUREBITS.ALL_LOCKED, 0, 0, 0);
   const needed = new Memory(24);
-  const bits = (1 << CAP.indexOf("SYS_ADMIN")) | (1 << CAP.indexOf("SYS_PTRACE")) | (1 << CAP.indexOf("KILL"));
+  const bits =
+    (1 << CAP.indexOf("SYS_ADMIN")) | (1 << CAP.indexOf("SYS_PTRACE")) | (1 << CAP.indexOf("KILL"));
   needed.bytes.writeUInt32LE(bits, 0); // effective
   needed.bytes.writeUInt32LE(bits, 4); // permitted; inheritable stays empty
   sys("capset", CAPABILITY_HEADER, needed);

@@ -3,22 +3,29 @@
  * the operator; they carry kernel and path details and never reach a guest.
  */
 export const JAIL_ERRORS = {
-  "not-linux": "The kernel hull needs Linux. Elsewhere, for development only, ask for hull: \"language-only\".",
-  "architecture": "x86-64 and arm64 are supported. On another machine use hull: \"language-only\" for development.",
-  "not-node": "Run under Node.js 20.19 or later: the zygote is started from process.execPath with V8's own flags.",
+  "not-linux": 'The kernel hull needs Linux. Elsewhere, for development only, ask for hull: "language-only".',
+  architecture:
+    'x86-64 and arm64 are supported. On another machine use hull: "language-only" for development.',
+  "not-node":
+    "Run under Node.js 20.19 or later: the zygote is started from process.execPath with V8's own flags.",
   "user-namespace":
     "Allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces>0; on Ubuntu 24.04 an AppArmor profile with `userns,` or kernel.apparmor_restrict_unprivileged_userns=0), or start as root. `doublehull doctor` tells which.",
-  "namespace": "Check `doublehull doctor`: one of the pid, mount, net, ipc, uts or cgroup namespaces was refused.",
-  "empty-root": "Mounting in an own mount namespace was refused; a container needs mount(2) and pivot_root(2) allowed.",
-  "landlock": "Landlock ABI 1 (Linux 5.13) is required: add landlock to the kernel's lsm= list and allow its three calls.",
-  "seccomp": "seccomp filters are required (CONFIG_SECCOMP_FILTER), and the container must allow seccomp(2).",
-  "capabilities": "Dropping capabilities failed, which no supported kernel does: please report this with doctor's output.",
-  "mdwe": "PR_SET_MDWE was refused though the kernel offers it: report this with doctor's output.",
-  "cgroup":
-    "Run as root, or in a delegated scope: systemd-run --user --scope -p Delegate=yes COMMAND.",
-  "core-scheduling": "Core scheduling needs CONFIG_SCHED_CORE and SMT. Leave `coreScheduling` out where it is absent.",
-  "speculation": "The CPU or kernel refuses a speculation control. Leave `speculation` out where it is absent.",
-  "attestation": "A worker did not look locked down from outside and was killed. Run `doublehull doctor`; report the difference that the message names.",
+  namespace:
+    "Check `doublehull doctor`: one of the pid, mount, net, ipc, uts or cgroup namespaces was refused.",
+  "empty-root":
+    "Mounting in an own mount namespace was refused; a container needs mount(2) and pivot_root(2) allowed.",
+  landlock:
+    "Landlock ABI 1 (Linux 5.13) is required: add landlock to the kernel's lsm= list and allow its three calls.",
+  seccomp: "seccomp filters are required (CONFIG_SECCOMP_FILTER), and the container must allow seccomp(2).",
+  capabilities:
+    "Dropping capabilities failed, which no supported kernel does: please report this with doctor's output.",
+  mdwe: "PR_SET_MDWE was refused though the kernel offers it: report this with doctor's output.",
+  cgroup: "Run as root, or in a delegated scope: systemd-run --user --scope -p Delegate=yes COMMAND.",
+  "core-scheduling":
+    "Core scheduling needs CONFIG_SCHED_CORE and SMT. Leave `coreScheduling` out where it is absent.",
+  speculation: "The CPU or kernel refuses a speculation control. Leave `speculation` out where it is absent.",
+  attestation:
+    "A worker did not look locked down from outside and was killed. Run `doublehull doctor`; report the difference that the message names.",
   "zygote-lost": "The zygote ended unexpectedly; it is started anew. If it repeats, run `doublehull doctor`.",
   "zygote-start": "The zygote could not be started. Run `doublehull doctor`.",
 } as const;

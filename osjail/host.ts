@@ -53,7 +53,14 @@ export function readHost(env: Readonly<Record<string, string | undefined>>): Hos
       cgroups:
         scope === undefined
           ? cgroups
-          : { available: true, version: "v2", base: { dir: "a delegated scope" }, cpu: true, enable: true, move: [] },
+          : {
+              available: true,
+              version: "v2",
+              base: { dir: "a delegated scope" },
+              cpu: true,
+              enable: true,
+              move: [],
+            },
     },
     systemdScope: scope !== undefined,
     scopeEnv: scope ?? {},
@@ -61,7 +68,10 @@ export function readHost(env: Readonly<Record<string, string | undefined>>): Hos
 }
 
 /** An ordinary user with a running systemd user manager can have a delegated scope. man 1 systemd-run "--scope" */
-function userScope(uid: number, env: Readonly<Record<string, string | undefined>>): Record<string, string> | undefined {
+function userScope(
+  uid: number,
+  env: Readonly<Record<string, string | undefined>>,
+): Record<string, string> | undefined {
   const runtime = env["XDG_RUNTIME_DIR"] ?? `/run/user/${uid}`;
   const path = env["PATH"] ?? "/usr/bin:/bin";
   if (uid === 0 || !fs.existsSync(`${runtime}/systemd/private`)) return undefined;

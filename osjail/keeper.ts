@@ -33,11 +33,7 @@ export function keep(plan: JailPlan, main: WorkerMain): never {
       sys("close", start);
       if (trySys("read", wait, new Memory(1), 1) !== 1) exitGroup(1);
       sys("close", wait);
-      runZygote(
-        plan,
-        { commands: COMMANDS_FD, tell, join },
-        main,
-      );
+      runZygote(plan, { commands: COMMANDS_FD, tell, join }, main);
     }
     sys("close", COMMANDS_FD);
     writeIdMaps(plan, pid);
@@ -104,7 +100,9 @@ function writeIdMaps(plan: JailPlan, pid: number): void {
     fs.writeFileSync(`/proc/${pid}/uid_map`, `0 ${uid} 1`);
     fs.writeFileSync(`/proc/${pid}/gid_map`, `0 ${gid} 1`);
   } catch (error) {
-    throw new JailError("user-namespace", `the id map was refused: ${(error as Error).message}`, { cause: error });
+    throw new JailError("user-namespace", `the id map was refused: ${(error as Error).message}`, {
+      cause: error,
+    });
   }
 }
 
@@ -120,7 +118,8 @@ function unusedId(map: string): number {
     if (first + count > top) top = first + count;
   }
   const spread = Math.min(top - 1, 16_384);
-  if (spread < 2) throw new JailError("user-namespace", "this container has no id but root's to give to a jail");
+  if (spread < 2)
+    throw new JailError("user-namespace", "this container has no id but root's to give to a jail");
   return top - 2 - (process.pid % (spread - 1));
 }
 

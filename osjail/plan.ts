@@ -94,7 +94,9 @@ export function planJail(host: HostFacts, request: JailRequest): JailPlan {
   const landlock = landlockRules(host.landlockAbi);
   if (landlock === undefined) throw new JailError("landlock", "this kernel offers no Landlock");
   if (request.requireCgroup && !host.cgroups.available) {
-    throw new JailError("cgroup", `no usable cgroup: ${host.cgroups.reason}`, { remedy: host.cgroups.remedy });
+    throw new JailError("cgroup", `no usable cgroup: ${host.cgroups.reason}`, {
+      remedy: host.cgroups.remedy,
+    });
   }
   const root = host.uid === 0 && host.spareIds;
   const without = new Set(request.without);
@@ -105,7 +107,11 @@ export function planJail(host: HostFacts, request: JailRequest): JailPlan {
   for (const name of NAMESPACES) add(`${name}-namespace`, "on", "own, made with the zygote");
   add("time-namespace", host.timeNamespace ? "on" : "absent", host.timeNamespace ? "own" : "needs Linux 5.6");
   add("empty-root", "on", "pivot_root to an empty read-only tmpfs");
-  add("other-uid", root ? "on" : "absent", root ? "an own high uid per zygote" : "this caller has no other id to give");
+  add(
+    "other-uid",
+    root ? "on" : "absent",
+    root ? "an own high uid per zygote" : "this caller has no other id to give",
+  );
   add("capabilities", "on", "every set empty, bounding set dropped, securebits locked");
   add("no-new-privs", "on", "set before Node starts");
   add("landlock", "on", explainLandlock(landlock));
@@ -120,8 +126,16 @@ export function planJail(host: HostFacts, request: JailRequest): JailPlan {
   if (host.cgroups.available) add("cgroup", "on", `${host.cgroups.version}: memory, pids`);
   else add("cgroup", "absent", host.cgroups.reason);
   add("seccomp", "on", `${callCount(request.profile)} system calls, all others end the worker`);
-  add("core-scheduling", request.coreScheduling ? "on" : "off", request.coreScheduling ? "an own cookie" : "not asked for");
-  add("speculation", request.speculation ? "on" : "off", request.speculation ? "restricted" : "not asked for");
+  add(
+    "core-scheduling",
+    request.coreScheduling ? "on" : "off",
+    request.coreScheduling ? "an own cookie" : "not asked for",
+  );
+  add(
+    "speculation",
+    request.speculation ? "on" : "off",
+    request.speculation ? "restricted" : "not asked for",
+  );
   return {
     arch: host.arch,
     profile: request.profile,

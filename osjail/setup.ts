@@ -16,7 +16,7 @@ export function encodeSetup(setup: Readonly<Record<string, unknown>>): Uint8Arra
 /** Blocks until the setup is there; undefined when the supervisor has gone instead. */
 export function readSetup(fd: number): unknown {
   const exactly = (bytes: Buffer): boolean => {
-    for (let at = 0; at < bytes.length; ) {
+    for (let at = 0; at < bytes.length;) {
       const got = fs.readSync(fd, bytes, at, bytes.length - at, null);
       if (got === 0) return false;
       at += got;

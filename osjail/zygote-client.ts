@@ -131,7 +131,11 @@ export class Zygote {
    * Tells a keeper what to become and waits until the probes have passed. `setup` is what its program reads by
    * `readSetup`. Takes the keeper over, also when it throws (JailError): nothing is left behind then.
    */
-  static async start(plan: JailPlan, setup: Readonly<Record<string, unknown>>, keeper: LaunchedKeeper): Promise<Zygote> {
+  static async start(
+    plan: JailPlan,
+    setup: Readonly<Record<string, unknown>>,
+    keeper: LaunchedKeeper,
+  ): Promise<Zygote> {
     const zygote = new Zygote(plan, keeper);
     const ready = new Promise<void>((resolve, reject) => (zygote.#ready = { resolve, reject }));
     const text = new Memory(encodeSetup(setup));
@@ -269,7 +273,9 @@ export class Zygote {
     const said = orderly ? "" : this.#lastWords();
     sys("close", this.#commands.fd);
     sys("close", this.#diagnostics);
-    this.#ready?.reject(this.#failure ?? new JailError("zygote-start", `the zygote did not start. ${said}`.trim()));
+    this.#ready?.reject(
+      this.#failure ?? new JailError("zygote-start", `the zygote did not start. ${said}`.trim()),
+    );
     for (const worker of this.#workers.values()) {
       worker.finish({ status: undefined, cpuMs: 0, maxRssBytes: 0, refusedCall: undefined });
     }
@@ -307,6 +313,7 @@ export class JailedWorker {
   readonly forked: Promise<void>;
   dead = false;
   #vmDataBytes = 0;
+  #vmSizeBytes = 0;
   #armed: WorkerLimits | undefined;
   #imageRssBytes = 0;
   #pidfd = -1;
@@ -342,6 +349,7 @@ export class JailedWorker {
   /** Remembers what the image weighs and sets the limits from outside. man 2 prlimit */
   arm(seen: Attested, limits: WorkerLimits): void {
     this.#vmDataBytes = seen.vmDataBytes;
+    this.#vmSizeBytes = seen.vmSizeBytes;
     this.#imageRssBytes = seen.vmPeakRssBytes;
     this.limit(limits);
     if (this.cgroup !== undefined) {
@@ -353,7 +361,10 @@ export class JailedWorker {
   /** Sets what differs from what is armed already. */
   limit(limits: WorkerLimits): void {
     if (!this.zygote.plan.without.includes("rlimits")) {
-      if (this.#armed?.dataBytes !== limits.dataBytes) this.#rlimit(RLIMIT.DATA, this.#vmDataBytes + limits.dataBytes);
+      if (this.#armed?.dataBytes !== limits.dataBytes) {
+        this.#rlimit(RLIMIT.DATA, this.#vmDataBytes + limits.dataBytes);
+        this.#rlimit(RLIMIT.AS, this.#vmSizeBytes + limits.dataBytes);
+      }
       if (this.#armed?.cpuSeconds !== limits.cpuSeconds) this.#rlimit(RLIMIT.CPU, limits.cpuSeconds);
     }
     this.zygote.limitSlot(this.slot, limits.cgroupBytes);

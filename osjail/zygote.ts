@@ -25,7 +25,15 @@ export type ZygoteEvent =
   | { event: "tree"; cgroups: unknown }
   | { event: "ready"; refusal: Refusal; probes: Probes; filters: number }
   | { event: "forked"; id: number }
-  | { event: "exit"; id: number; status: number; userUs: number; systemUs: number; maxRssKb: number; nr?: number }
+  | {
+      event: "exit";
+      id: number;
+      status: number;
+      userUs: number;
+      systemUs: number;
+      maxRssKb: number;
+      nr?: number;
+    }
   | { event: "failed"; code: string; message: string };
 
 /** What a probe worker got when it tried the acts that Landlock, MDWE and the filter refuse. -errno, or a signal. */
@@ -64,7 +72,6 @@ const CRASH_SIGNALS: ReadonlySet<number> = new Set([
   SIG.ABRT,
   SIG.SYS,
 ]);
-
 
 /** Runs in the freshly cloned process; leaves only by exit_group. */
 export function runZygote(plan: JailPlan, links: ZygoteLinks, main: WorkerMain): never {
@@ -152,7 +159,8 @@ class Zygote {
   #obey(): boolean {
     const record = this.#commands.receive(true);
     if (record === undefined || record.command === COMMAND.STOP) return false;
-    if (record.command === COMMAND.FORK && record.fd !== undefined) this.#fork(record.id, record.slot, record.fd);
+    if (record.command === COMMAND.FORK && record.fd !== undefined)
+      this.#fork(record.id, record.slot, record.fd);
     if (record.command === COMMAND.KILL) {
       for (const [pid, child] of this.#children) if (child.id === record.id) trySys("kill", pid, SIG.KILL);
     }
@@ -160,7 +168,9 @@ class Zygote {
   }
 
   #fork(id: number, slot: number, socket: number): void {
-    const { pid, pidfd } = this.#spawn(slot, socket, () => this.main({ fd: WORKER_SOCKET_FD, exit: exitGroup }));
+    const { pid, pidfd } = this.#spawn(slot, socket, () =>
+      this.main({ fd: WORKER_SOCKET_FD, exit: exitGroup }),
+    );
     sys("close", socket);
     this.#children.set(pid, { id });
     this.#commands.send({ command: COMMAND.FORK, id, slot, fd: pidfd }, true);
@@ -246,7 +256,8 @@ class Zygote {
   #ended(pid: number, status: number, child: Child): void {
     this.#children.delete(pid);
     const time = (at: number) =>
-      Number(this.#usage.bytes.readBigInt64LE(at)) * 1_000_000 + Number(this.#usage.bytes.readBigInt64LE(at + 8));
+      Number(this.#usage.bytes.readBigInt64LE(at)) * 1_000_000 +
+      Number(this.#usage.bytes.readBigInt64LE(at + 8));
     this.links.tell({
       event: "exit",
       id: child.id,
@@ -301,18 +312,28 @@ class Zygote {
 
   #judge(probes: Probes): void {
     const skip = (layer: JailPlan["without"][number]) => this.plan.without.includes(layer);
-    if (probes.openBeforeLandlock < 0) throw new JailError("landlock", "the probe's control could not open /");
+    if (probes.openBeforeLandlock < 0)
+      throw new JailError("landlock", "the probe's control could not open /");
     if (!skip("landlock") && probes.openAfterLandlock !== -13) {
-      throw new JailError("landlock", `a probe opened / and got ${probes.openAfterLandlock} instead of EACCES`);
+      throw new JailError(
+        "landlock",
+        `a probe opened / and got ${probes.openAfterLandlock} instead of EACCES`,
+      );
     }
     if (this.plan.mdwe && !skip("mdwe") && probes.executableAfterMdwe !== -13) {
-      throw new JailError("mdwe", `a probe mapped code and got ${probes.executableAfterMdwe} instead of EACCES`);
+      throw new JailError(
+        "mdwe",
+        `a probe mapped code and got ${probes.executableAfterMdwe} instead of EACCES`,
+      );
     }
     if (!skip("seccomp")) {
       const expected = this.#kit.filter.refusal === "kill" ? SIG.SYS : SIG.KILL;
       const named = this.#kit.filter.refusal === "kill" || probes.refusedCallNr === syscallNumber("getppid");
       if (probes.refusedCallSignal !== expected || !named) {
-        throw new JailError("seccomp", `a probe's refused call ended with signal ${probes.refusedCallSignal}`);
+        throw new JailError(
+          "seccomp",
+          `a probe's refused call ended with signal ${probes.refusedCallSignal}`,
+        );
       }
     }
   }

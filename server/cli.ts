@@ -12,7 +12,9 @@ const launched = new Map<EngineKind, Promise<LaunchedKeeper>>();
 const args = process.argv.slice(2);
 if (process.platform === "linux" && args[0] === "run" && args.length > 1 && !args.some(rulesOut)) {
   const host = readHost(process.env);
-  const engines: EngineKind[] = args.some((arg) => /\.[cm]?ts$/.test(arg)) ? ["quickjs", "typescript"] : ["quickjs"];
+  const engines: EngineKind[] = args.some((arg) => /\.[cm]?ts$/.test(arg))
+    ? ["quickjs", "typescript"]
+    : ["quickjs"];
   for (const engine of engines) {
     const keeper = launchEngine(engine, "fast-start", "main", host);
     keeper.catch(() => {}); // heard by the sandbox that takes it over

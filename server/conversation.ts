@@ -27,6 +27,9 @@ const SOFT_GRACE_MS = 20;
 /** Sleeps of the guest's timers that may be asked for at once by an honest worker: one a due time. */
 const MAX_SLEEPS = 1024;
 
+/** The line with which an honest worker passes its log limit, at its longest. */
+const LOG_SLACK_BYTES = 256 * 1024;
+
 /** What the run ended with, before usage and logs are added. */
 type Ending =
   | { status: "ok"; value: unknown }
@@ -93,7 +96,8 @@ class Conversation {
       }
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;
-      if (error.code === "too-large") return this.#stop({ reason: "output", layer: "supervisor", detail: error.message });
+      if (error.code === "too-large")
+        return this.#stop({ reason: "output", layer: "supervisor", detail: error.message });
       this.#stop({ reason: "protocol", layer: "supervisor", detail: error.message });
     }
   }
@@ -113,12 +117,20 @@ class Conversation {
     }
   }
 
-  /** Capped by truncation: the world stops sending, and what a hostile worker sends beyond is dropped here. */
+  /** Capped by truncation: the world stops sending; a worker that goes on is not an honest one. */
   #log(level: LogEntry["level"], texts: readonly string[], timeMs: number): void {
     const { logBytes } = this.run.limits;
-    if (this.#logBytes > logBytes) return;
+    const cut = this.#logBytes > logBytes;
     this.#logBytes += 16; // an empty line is an entry too
     for (const text of texts) this.#logBytes += text.length + 16;
+    if (this.#logBytes > logBytes + LOG_SLACK_BYTES) {
+      return this.#stop({
+        reason: "protocol",
+        layer: "supervisor",
+        detail: "logs that no honest worker sends",
+      });
+    }
+    if (cut) return;
     if (this.#logBytes > logBytes) {
       this.#logs.push({ level: "warn", args: [`the log was cut at ${logBytes} bytes`], timeMs });
       return;
@@ -131,7 +143,12 @@ class Conversation {
     this.#hostCalls++;
     if (this.#hostCalls > this.run.limits.hostCalls) {
       const { hostCalls } = this.run.limits;
-      return this.#stop({ reason: "host-calls", layer: "broker", limit: hostCalls, measured: this.#hostCalls });
+      return this.#stop({
+        reason: "host-calls",
+        layer: "broker",
+        limit: hostCalls,
+        measured: this.#hostCalls,
+      });
     }
     this.#answer(call.id, false, new Error("there is no such capability"));
   }
@@ -144,7 +161,11 @@ class Conversation {
       if (!isCodecError(error)) throw error;
     }
     if (typeof ms !== "number" || !(ms >= 0) || this.#sleeps.size >= MAX_SLEEPS) {
-      return this.#stop({ reason: "protocol", layer: "supervisor", detail: "a sleep that no honest worker asks for" });
+      return this.#stop({
+        reason: "protocol",
+        layer: "supervisor",
+        detail: "a sleep that no honest worker asks for",
+      });
     }
     const timer = setTimeout(
       () => {
@@ -158,7 +179,12 @@ class Conversation {
 
   #answer(id: number, ok: boolean, value: unknown): void {
     this.parked.connection.answered(id);
-    const limits = { maxBytes: this.run.limits.callBytes, maxNodes: 100_000, root: "answer", omitStacks: true };
+    const limits = {
+      maxBytes: this.run.limits.callBytes,
+      maxNodes: 100_000,
+      root: "answer",
+      omitStacks: true,
+    };
     this.#send(encodeMessage({ kind: "reply", id, nowMs: Date.now(), ok, value: encode(value, limits) }));
   }
 
@@ -185,11 +211,14 @@ class Conversation {
   #claimedStop(reason: Extract<ResultMessage<never>, { status: "stopped" }>["reason"], detail: string): void {
     const { limits } = this.run;
     const wallMs = performance.now() - this.#started;
-    const cpuMs = this.#cpuMs();
     switch (reason) {
       case "interrupted": // the engine's soft deadline: believed only if our clock agrees
         if (wallMs < limits.wallMs - 5) {
-          return this.#stop({ reason: "protocol", layer: "supervisor", detail: "interrupted before the deadline" });
+          return this.#stop({
+            reason: "protocol",
+            layer: "supervisor",
+            detail: "interrupted before the deadline",
+          });
         }
         return this.#stop({ reason: "wall-time", layer: "language", limit: limits.wallMs, measured: wallMs });
       case "memory":
@@ -201,7 +230,6 @@ class Conversation {
       case "deadlock":
       case "source":
       case "crash":
-        void cpuMs;
         return this.#stop({ reason, layer: "language", detail });
     }
   }

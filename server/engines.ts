@@ -28,7 +28,8 @@ export async function loadEngine(kind: EngineKind): Promise<Engine> {
  * with the young generation, kept small, and old space has room up to the worker's memory limit.
  */
 export function nodeFlags(image: ImageKind, v8 = process.versions.v8): string[] {
-  const common = "--single-threaded --v8-pool-size=0 --no-opt --no-sparkplug --no-maglev --regexp-interpret-all";
+  const common =
+    "--single-threaded --v8-pool-size=0 --no-opt --no-sparkplug --no-maglev --regexp-interpret-all";
   const wrappers =
     Number.parseInt(v8, 10) < 12 ? "--no-wasm-generic-wrapper" : "--wasm-wrapper-tiering-budget=2000000000";
   const heap =
@@ -37,5 +38,10 @@ export function nodeFlags(image: ImageKind, v8 = process.versions.v8): string[] 
     image === "fast-run"
       ? "--no-wasm-tier-up --no-liftoff --no-wasm-lazy-compilation"
       : "--liftoff --liftoff-only --no-wasm-lazy-compilation";
-  return [...`${common} ${wrappers} ${heap} ${wasm}`.split(" "), "--stack-size=3900", "--expose-gc", "--no-warnings"];
+  return [
+    ...`${common} ${wrappers} ${heap} ${wasm}`.split(" "),
+    "--stack-size=3900",
+    "--expose-gc",
+    "--no-warnings",
+  ];
 }

@@ -4,11 +4,20 @@
  */
 export const SANDBOX_ERRORS = {
   "bad-option": { blame: "caller", remedy: "Correct the option that the message names." },
-  "bad-input": { blame: "caller", remedy: "Pass structured data: JSON types, undefined, Date, BigInt, Map, Set, typed arrays, Error." },
-  "over-limit": { blame: "caller", remedy: "Ask for less, or create the sandbox with a larger limit: a run can only ask for less." },
+  "bad-input": {
+    blame: "caller",
+    remedy: "Pass structured data: JSON types, undefined, Date, BigInt, Map, Set, typed arrays, Error.",
+  },
+  "over-limit": {
+    blame: "caller",
+    remedy: "Ask for less, or create the sandbox with a larger limit: a run can only ask for less.",
+  },
   overloaded: { blame: "host", remedy: "Try again later, or raise maxConcurrent or maxQueue." },
   closed: { blame: "caller", remedy: "Create a new sandbox: this one was closed." },
-  "host-cannot": { blame: "host", remedy: "Run `doublehull doctor`: it says what is missing and how to get it." },
+  "host-cannot": {
+    blame: "host",
+    remedy: "Run `doublehull doctor`: it says what is missing and how to get it.",
+  },
 } as const;
 
 export type SandboxErrorCode = keyof typeof SANDBOX_ERRORS;

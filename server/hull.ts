@@ -152,7 +152,14 @@ export async function launchEngine(
   const { launchKeeper } = await import("../osjail/zygote-client.js");
   const { systemdScope, scopeEnv } = host;
   const flags = nodeFlags(image);
-  return launchKeeper({ main: keeperMain, argument: engine, nodeFlags: flags, launchFrom, systemdScope, scopeEnv });
+  return launchKeeper({
+    main: keeperMain,
+    argument: engine,
+    nodeFlags: flags,
+    launchFrom,
+    systemdScope,
+    scopeEnv,
+  });
 }
 
 /** Starts a zygote for the engine. Throws JailError naming the layer that is missing. */

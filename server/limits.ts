@@ -15,11 +15,26 @@ export const LIMITS = {
   memoryMb: { default: 64, min: 16, max: 1024, stops: "allocating until the host swaps (MiB)" },
   stackKb: { default: 256, min: 16, max: 1024, stops: "recursion without end (KiB of the engine's stack)" },
   sourceBytes: { default: 1_048_576, min: 1, max: 16_777_216, stops: "sources that take for ever to parse" },
-  resultBytes: { default: 1_048_576, min: 16, max: 16_777_216, stops: "results that fill the supervisor's memory" },
-  logBytes: { default: 65_536, min: 0, max: 16_777_216, stops: "log floods; what is over is cut, not killed" },
+  resultBytes: {
+    default: 1_048_576,
+    min: 16,
+    max: 16_777_216,
+    stops: "results that fill the supervisor's memory",
+  },
+  logBytes: {
+    default: 65_536,
+    min: 0,
+    max: 16_777_216,
+    stops: "log floods; what is over is cut, not killed",
+  },
   hostCalls: { default: 1000, min: 0, max: 10_000_000, stops: "hammering capabilities" },
   hostCallsInFlight: { default: 64, min: 1, max: 10_000, stops: "unanswered calls without end" },
-  callBytes: { default: 1_048_576, min: 16, max: 16_777_216, stops: "arguments that fill the supervisor's memory" },
+  callBytes: {
+    default: 1_048_576,
+    min: 16,
+    max: 16_777_216,
+    stops: "arguments that fill the supervisor's memory",
+  },
 } as const satisfies Record<string, LimitRow>;
 
 export type LimitName = keyof typeof LIMITS;

@@ -48,7 +48,9 @@ export const createSchema = z.strictObject({
   /** A zygote of its own for every tenant: no shared address-space layout between them. */
   zygotePerTenant: z.boolean().optional(),
   /** `fast-start` compiles WebAssembly in 0.05 s, `fast-run` in 0.6 s to code twice as fast; `auto` begins with one and goes on with the other. */
-  image: z.enum(["auto", "fast-start", "fast-run"], 'image must be "auto", "fast-start" or "fast-run"').optional(),
+  image: z
+    .enum(["auto", "fast-start", "fast-run"], 'image must be "auto", "fast-start" or "fast-run"')
+    .optional(),
   /** Start the TypeScript stripper now rather than at the first .ts source. */
   typescript: z.boolean().optional(),
   /** Give each worker a core-scheduling cookie of its own: no hyper-thread is shared with it. */
@@ -87,16 +89,23 @@ export function parse<T extends z.ZodType>(schema: T, options: unknown): z.outpu
   const path = issue?.path.join(".") ?? "";
   if (issue?.code === "unrecognized_keys") {
     const field = [...issue.path, issue.keys[0]].join(".");
-    throw new SandboxError("bad-option", `${field} is no option; known are ${knownKeys(schema, issue.path)}`, { field });
+    throw new SandboxError(
+      "bad-option",
+      `${field} is no option; known are ${knownKeys(schema, issue.path)}`,
+      { field },
+    );
   }
   const message = issue?.message ?? "invalid options";
-  throw new SandboxError("bad-option", path === "" || message.includes(path) ? message : `${path}: ${message}`, {
-    field: path,
-  });
+  throw new SandboxError(
+    "bad-option",
+    path === "" || message.includes(path) ? message : `${path}: ${message}`,
+    {
+      field: path,
+    },
+  );
 }
 
 function knownKeys(schema: z.ZodType, path: readonly PropertyKey[]): string {
   const shape = path[0] === "limits" ? limitsSchema.shape : (schema as z.ZodObject).shape;
   return Object.keys(shape).join(", ");
 }
-

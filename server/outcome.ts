@@ -20,14 +20,7 @@ export type StopReason =
   | "lost";
 
 /** The layer that ended the run. */
-export type StopLayer =
-  | "language"
-  | "broker"
-  | "supervisor"
-  | "seccomp"
-  | "rlimit"
-  | "cgroup"
-  | "kernel";
+export type StopLayer = "language" | "broker" | "supervisor" | "seccomp" | "rlimit" | "cgroup" | "kernel";
 
 export interface Stop {
   reason: StopReason;

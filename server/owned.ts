@@ -45,6 +45,8 @@ const syscall: OwnedTools["syscall"] = (nr, ...args) => {
 
 function run(source: string, input: unknown): unknown {
   // oxlint-disable-next-line typescript/no-implied-eval, no-new-func -- the attacker's code is meant to run here
-  const attack = new Function("syscall", "memory", "input", "Memory", source) as (...tools: unknown[]) => unknown;
+  const attack = new Function("syscall", "memory", "input", "Memory", source) as (
+    ...tools: unknown[]
+  ) => unknown;
   return attack(syscall, (content: number | string | Uint8Array) => new Memory(content), input, Memory);
 }

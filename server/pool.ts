@@ -241,7 +241,14 @@ export class Pool {
   async #start(first: boolean): Promise<void> {
     const hull = await this.#options.start(first);
     if (this.#closed) return hull.stop();
-    const generation: Generation = { hull, ready: [], forking: 0, running: 0, born: Date.now(), retired: false };
+    const generation: Generation = {
+      hull,
+      ready: [],
+      forking: 0,
+      running: 0,
+      born: Date.now(),
+      retired: false,
+    };
     this.#generations.add(generation);
     const previous = this.#current;
     this.#current = generation;
@@ -287,4 +294,3 @@ export function asSandboxError(error: unknown): Error {
 export function slotsFor(options: { parked: number; maxConcurrent: number }): number {
   return options.parked + options.maxConcurrent + 4;
 }
-

@@ -14,7 +14,14 @@ import { SandboxError } from "./errors.js";
 import { startJail, startLocal, type Hull, type HullOptions } from "./hull.js";
 import { completeLimits, LIMITS, type LimitName, type Limits, type PartialLimits } from "./limits.js";
 import type { Outcome, ScriptError, Stop } from "./outcome.js";
-import { createSchema, parse, runSchema, type ParsedOptions, type RunOptions, type SandboxOptions } from "./options.js";
+import {
+  createSchema,
+  parse,
+  runSchema,
+  type ParsedOptions,
+  type RunOptions,
+  type SandboxOptions,
+} from "./options.js";
 import { asSandboxError, Pool, slotsFor } from "./pool.js";
 
 const { encode, isCodecError } = codec();
@@ -97,23 +104,34 @@ export class Sandbox {
     const limits = this.#limitsFor(given.limits ?? {});
     const input = encodeInput(given.input);
     const type = given.type ?? "module";
-    const typescript = given.language === "typescript" || (given.language === undefined && isTypeScript(given.name));
+    const typescript =
+      given.language === "typescript" || (given.language === undefined && isTypeScript(given.name));
     const name = given.name ?? (typescript ? "script.ts" : "script.js");
     let modules = Object.entries(given.modules ?? {});
     const { signal, tenant = NO_TENANT } = given;
 
     const bytes = modules.reduce((sum, [, text]) => sum + Buffer.byteLength(text), Buffer.byteLength(source));
     if (bytes > limits.sourceBytes) {
-      return this.#unstarted({ reason: "source", layer: "supervisor", limit: limits.sourceBytes, measured: bytes });
+      return this.#unstarted({
+        reason: "source",
+        layer: "supervisor",
+        limit: limits.sourceBytes,
+        measured: bytes,
+      });
     }
     if (typescript || modules.some(([module]) => isTypeScript(module))) {
       const marked = modules.map(([module, text]) => ({ module, text, strip: isTypeScript(module) }));
-      const toStrip = marked.filter(({ strip }) => strip).map(({ module, text }): [string, string] => [module, text]);
+      const toStrip = marked
+        .filter(({ strip }) => strip)
+        .map(({ module, text }): [string, string] => [module, text]);
       if (typescript) toStrip.unshift([name, source]);
       const stripped = await this.#strip(name, type, toStrip, tenant, signal);
       if (!Array.isArray(stripped)) return stripped;
       if (typescript) source = stripped.shift() as string;
-      modules = marked.map(({ module, text, strip }) => [module, strip ? (stripped.shift() as string) : text]);
+      modules = marked.map(({ module, text, strip }) => [
+        module,
+        strip ? (stripped.shift() as string) : text,
+      ]);
     }
     const pool = await this.#poolOf(tenant);
     return this.#converse(pool, tenant, signal, limits, (nowMs) => ({
@@ -203,7 +221,12 @@ export class Sandbox {
   #nothing(): Pick<Outcome, "logs" | "usage" | "ledger" | "layers"> {
     const usage = { wallMs: 0, cpuMs: 0, peakMemoryBytes: 0, hostCalls: 0, bytesIn: 0, bytesOut: 0 };
     const hull = this.#host === undefined ? "language-only" : "double";
-    return { logs: [], usage, ledger: [], layers: { hull, engine: this.#options.engine ?? "quickjs", kernel: [] } };
+    return {
+      logs: [],
+      usage,
+      ledger: [],
+      layers: { hull, engine: this.#options.engine ?? "quickjs", kernel: [] },
+    };
   }
 
   #unstarted(stop: Stop): Outcome {
@@ -291,7 +314,10 @@ export class Sandbox {
       this.#pools.delete(key);
       return pool.close();
     }
-    throw new SandboxError("overloaded", `${MAX_TENANT_ZYGOTES} tenants are running, each with a zygote of its own`);
+    throw new SandboxError(
+      "overloaded",
+      `${MAX_TENANT_ZYGOTES} tenants are running, each with a zygote of its own`,
+    );
   }
 
   #newPool(
@@ -344,7 +370,12 @@ export class Sandbox {
 
 function encodeInput(input: unknown): { text: string; blobs: Uint8Array[] } {
   try {
-    return encode(input, { maxBytes: 16 * 1024 * 1024, maxNodes: 1_000_000, root: "input", omitStacks: true });
+    return encode(input, {
+      maxBytes: 16 * 1024 * 1024,
+      maxNodes: 1_000_000,
+      root: "input",
+      omitStacks: true,
+    });
   } catch (error) {
     if (!isCodecError(error)) throw error;
     throw new SandboxError("bad-input", error.message, { field: error.path });

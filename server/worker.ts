@@ -15,7 +15,7 @@ export interface WorkerPort {
 
 export function serveWorker(image: Image, port: WorkerPort): never {
   const write = (frame: Uint8Array): void => {
-    for (let at = 0; at < frame.length; ) at += fs.writeSync(port.fd, frame, at, frame.length - at);
+    for (let at = 0; at < frame.length;) at += fs.writeSync(port.fd, frame, at, frame.length - at);
   };
   let finished = false;
   const send = (event: GuestEvent): void => {
@@ -78,7 +78,8 @@ export function rehearse(image: Image, rounds: number): void {
           encodeMessage(event);
           events.push(event);
         };
-        if (job?.kind === "job") runJob(spare, job, incomingFrames, send, () => events.at(-1)?.kind === "result");
+        if (job?.kind === "job")
+          runJob(spare, job, incomingFrames, send, () => events.at(-1)?.kind === "result");
       }
     }
   });
@@ -86,8 +87,14 @@ export function rehearse(image: Image, rounds: number): void {
 
 const SCRIPTS: readonly (readonly ["module" | "script", string])[] = [
   ["module", "export default async (input) => ({ ...input, n: 1n, date: new Date(0), at: Date.now() })"],
-  ["module", "import { part } from './part.js'; export default (input) => { console.log('x', input); return part; }"],
-  ["module", "export default async () => { await new Promise((go) => setTimeout(go, 5)); throw new TypeError('x'); }"],
+  [
+    "module",
+    "import { part } from './part.js'; export default (input) => { console.log('x', input); return part; }",
+  ],
+  [
+    "module",
+    "export default async () => { await new Promise((go) => setTimeout(go, 5)); throw new TypeError('x'); }",
+  ],
   ["script", "[Math.random(), crypto.getRandomValues(new Uint8Array(4))]"],
   ["script", "this is no script"],
 ];

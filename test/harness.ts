@@ -135,7 +135,8 @@ function cpuTicks(pid: number): number {
 
 /** A worker that runs an endless loop: it alone uses CPU by the tenth of a second. */
 export async function busyWorker(supervisor: number = process.pid): Promise<Process> {
-  const busy = () => families(supervisor).flatMap(({ workers }) => workers.filter(({ pid }) => cpuTicks(pid) >= 15));
+  const busy = () =>
+    families(supervisor).flatMap(({ workers }) => workers.filter(({ pid }) => cpuTicks(pid) >= 15));
   await until("a worker computes", () => busy().length > 0);
   return busy()[0] as Process;
 }
@@ -145,7 +146,9 @@ export async function busyWorker(supervisor: number = process.pid): Promise<Proc
 /** Directories `doublehull-PID-*` of these keepers, under every cgroup hierarchy that is mounted. */
 export function cgroupsOf(keepers: readonly Process[]): string[] {
   const mounts = fs.readFileSync("/proc/self/mountinfo", "utf8").split("\n");
-  const points = mounts.filter((line) => / - cgroup2? /.test(line)).map((line) => line.split(" ")[4] as string);
+  const points = mounts
+    .filter((line) => / - cgroup2? /.test(line))
+    .map((line) => line.split(" ")[4] as string);
   const names = keepers.map(({ pid }) => `doublehull-${pid}-`);
   return points.flatMap((point) =>
     directoriesBelow(point, 6).filter((dir) => names.some((name) => dir.includes(`/${name}`))),

@@ -149,7 +149,11 @@ describe.each(ENGINES)("the engine %s", (engine) => {
       ["a function", "({ a: [1, { f() {} }] })", "value.a[1].f: a function cannot cross"],
       ["a symbol", "[Symbol('s')]", "value[0]: a symbol cannot cross"],
       ["a promise inside", "({ p: Promise.resolve(1) })", "value.p: a promise cannot cross; await it first"],
-      ["an instance of a class", "new (class Point { x = 1 })()", "value: an instance of a class cannot cross"],
+      [
+        "an instance of a class",
+        "new (class Point { x = 1 })()",
+        "value: an instance of a class cannot cross",
+      ],
       ["a WeakMap", "({ w: new WeakMap() })", "value.w: "],
       ["a cycle", "const a = { b: [] }; a.b.push(a); a", "value.b[0] refers back to value"],
       ["a cycle through a map", "const m = new Map(); m.set('k', [m]); m", "refers back to value"],
@@ -163,7 +167,11 @@ describe.each(ENGINES)("the engine %s", (engine) => {
 
     test.each([
       ["__proto__", `JSON.parse('{"deep":[{"__proto__":{"polluted":1}}]}')`, "value.deep[0].__proto__"],
-      ["constructor", "({ deep: { constructor: { prototype: { polluted: 1 } } } })", "value.deep.constructor"],
+      [
+        "constructor",
+        "({ deep: { constructor: { prototype: { polluted: 1 } } } })",
+        "value.deep.constructor",
+      ],
       ["prototype", "({ prototype: { polluted: 1 } })", "value.prototype"],
     ])("the key %s in a result is refused with its path and pollutes nothing", async (_key, source, path) => {
       const error = errorOf(await run(source, script));
@@ -188,7 +196,8 @@ describe.each(ENGINES)("the engine %s", (engine) => {
     });
 
     test("what a result's objects inherit is the host's own, not the guest's", async () => {
-      const program = "Object.prototype.evil = 1; Array.prototype.evil = 2; ({ list: [1], map: new Map([[1, {}]]) })";
+      const program =
+        "Object.prototype.evil = 1; Array.prototype.evil = 2; ({ list: [1], map: new Map([[1, {}]]) })";
       const out = valueOf(await run(program, script)) as { list: number[]; map: Map<number, object> };
       expect(out).toStrictEqual({ list: [1], map: new Map([[1, {}]]) });
       expect("evil" in out || "evil" in out.list || "evil" in {}).toBe(false);
@@ -210,12 +219,14 @@ describe.each(ENGINES)("the engine %s", (engine) => {
     });
 
     test("the default export may be async, and what it returns is awaited to the end", async () => {
-      const program = "export default async () => { await 0; return new Promise((go) => go(Promise.resolve(3))) }";
+      const program =
+        "export default async () => { await 0; return new Promise((go) => go(Promise.resolve(3))) }";
       expect(valueOf(await run(program))).toBe(3);
     });
 
     test("a module may await at its top level", async () => {
-      const program = "const x = await new Promise((go) => setTimeout(() => go(5), 1)); export default () => x";
+      const program =
+        "const x = await new Promise((go) => setTimeout(() => go(5), 1)); export default () => x";
       expect(valueOf(await run(program))).toBe(5);
     });
 
@@ -283,17 +294,23 @@ describe.each(ENGINES)("the engine %s", (engine) => {
       expect(error.message).toContain("lib.js");
     });
 
-    test.each(["fs", "node:fs", "file:///etc/passwd", "/etc/passwd", "https://example.com/x.js", "data:text/javascript,1", "std", "os"])(
-      "nothing is loaded from the host or the network: %s",
-      async (name) => {
-        const program = `export default async () => {
+    test.each([
+      "fs",
+      "node:fs",
+      "file:///etc/passwd",
+      "/etc/passwd",
+      "https://example.com/x.js",
+      "data:text/javascript,1",
+      "std",
+      "os",
+    ])("nothing is loaded from the host or the network: %s", async (name) => {
+      const program = `export default async () => {
           const good = (await import("./real.js")).real;
           try { return [good, await import(${JSON.stringify(name)})] } catch (error) { return [good, String(error)] }
         }`;
-        const out = valueOf(await run(program, { modules: { "real.js": "export const real = 1" } }));
-        expect(out).toEqual([1, expect.stringContaining("was not provided")]);
-      },
-    );
+      const out = valueOf(await run(program, { modules: { "real.js": "export const real = 1" } }));
+      expect(out).toEqual([1, expect.stringContaining("was not provided")]);
+    });
 
     test("a name that leads upwards out of the modules is only a name", async () => {
       const program = "import { x } from '../../../etc/passwd'; export default () => x";
@@ -301,7 +318,8 @@ describe.each(ENGINES)("the engine %s", (engine) => {
     });
 
     test("`import.meta` says nothing of the host", async () => {
-      const program = "export default () => Object.getOwnPropertyNames(import.meta).map((k) => String(import.meta[k]))";
+      const program =
+        "export default () => Object.getOwnPropertyNames(import.meta).map((k) => String(import.meta[k]))";
       for (const text of valueOf(await run(program)) as string[]) expect(text).not.toMatch(/\/|file:/);
     });
   });
@@ -371,7 +389,9 @@ describe.each(ENGINES)("the engine %s", (engine) => {
 
     test("a syntax error in an extra module has that module's file and line", async () => {
       const program = "import { x } from 'lib'; export default () => x";
-      const error = errorOf(await run(program, { modules: { lib: "export const x = 1;\nexport const y = = 2" } }));
+      const error = errorOf(
+        await run(program, { modules: { lib: "export const x = 1;\nexport const y = = 2" } }),
+      );
       expect(error.name).toBe("SyntaxError");
       expect(placeIn(error.stack, "lib").line).toBe(2);
     });
@@ -387,16 +407,28 @@ describe.each(ENGINES)("the engine %s", (engine) => {
       ["false", "false"],
     ])("what is thrown may be %s", async (thrown, message) => {
       expect(errorOf(await run(`throw ${thrown}`, script))).toMatchObject({ name: "Error", message });
-      expect(errorOf(await run(`Promise.reject(${thrown})`, script))).toMatchObject({ name: "Error", message });
+      expect(errorOf(await run(`Promise.reject(${thrown})`, script))).toMatchObject({
+        name: "Error",
+        message,
+      });
       expect(errorOf(await run(`export default () => { throw ${thrown} }`))).toMatchObject({ message });
     });
 
     test.each([
-      ["an object with throwing getters", "{ get name() { throw 1 }, get message() { throw 2 }, get stack() { throw 3 } }"],
+      [
+        "an object with throwing getters",
+        "{ get name() { throw 1 }, get message() { throw 2 }, get stack() { throw 3 } }",
+      ],
       ["a proxy that throws at every trap", "new Proxy({}, new Proxy({}, { get() { throw 1 } }))"],
       ["a revoked proxy", "(() => { const p = Proxy.revocable({}, {}); p.revoke(); return p.proxy })()"],
-      ["an object with parts that are no strings", "{ name: 1n, message: Symbol('x'), stack: { toString() { throw 1 } } }"],
-      ["an error whose parts are enormous", "Object.assign(new Error('m'.repeat(1e6)), { name: 'n'.repeat(1e6), stack: 's'.repeat(1e6) })"],
+      [
+        "an object with parts that are no strings",
+        "{ name: 1n, message: Symbol('x'), stack: { toString() { throw 1 } } }",
+      ],
+      [
+        "an error whose parts are enormous",
+        "Object.assign(new Error('m'.repeat(1e6)), { name: 'n'.repeat(1e6), stack: 's'.repeat(1e6) })",
+      ],
       ["a function", "function f() {}"],
       ["a null-prototype object", "Object.create(null)"],
     ])("what is thrown may be %s", async (_name, thrown) => {
@@ -408,7 +440,8 @@ describe.each(ENGINES)("the engine %s", (engine) => {
     });
 
     test("a subclass keeps its name", async () => {
-      const program = "class Refused extends Error { constructor() { super('no'); this.name = 'Refused' } }\nthrow new Refused()";
+      const program =
+        "class Refused extends Error { constructor() { super('no'); this.name = 'Refused' } }\nthrow new Refused()";
       expect(errorOf(await run(program, script))).toMatchObject({ name: "Refused", message: "no" });
     });
   });
@@ -417,14 +450,26 @@ describe.each(ENGINES)("the engine %s", (engine) => {
     // Each makes some part of the host's side fail or speak, and shows all that it hears.
     const PROGRAMS: readonly (readonly [string, string, RunOptions])[] = [
       ["a thrown error", "throw new Error('x')", script],
-      ["a stack of its own", "console.log(new Error('x').stack, new Error('y')); new Error('z').stack", script],
+      [
+        "a stack of its own",
+        "console.log(new Error('x').stack, new Error('y')); new Error('z').stack",
+        script,
+      ],
       ["recursion into console", "const seen = []; const f = () => { try { console.log(1) } catch (e) { seen.push(String(e) + e.stack); throw e } f() }; try { f() } catch (e) { seen.push(String(e.stack)) } seen.slice(0, 3)", script], // prettier-ignore
       ["recursion into the clock", "const seen = []; const f = () => { try { performance.now(); Date.now() } catch (e) { seen.push(String(e) + e.stack); throw e } f() }; try { f() } catch (e) { seen.push(String(e.stack)) } seen.slice(0, 3)", script], // prettier-ignore
       ["recursion in a getter of the result", "const o = {}; Object.defineProperty(o, 'a', { enumerable: true, get() { return o.a } }); o", script], // prettier-ignore
       ["a log that does not fit", "console.log('x'.repeat(3e7)); console.log({ toString() { throw 1 } }, Symbol.iterator)", script], // prettier-ignore
       ["a missing module", "import x from 'nope'; export default () => x", {}],
-      ["a missing export", "import { zz } from 'lib'; export default () => zz", { modules: { lib: "export const x = 1" } }],
-      ["a broken module", "import { x } from 'lib'; export default () => x", { modules: { lib: "export const = 1" } }],
+      [
+        "a missing export",
+        "import { zz } from 'lib'; export default () => zz",
+        { modules: { lib: "export const x = 1" } },
+      ],
+      [
+        "a broken module",
+        "import { x } from 'lib'; export default () => x",
+        { modules: { lib: "export const = 1" } },
+      ],
       ["a dynamic import", "export default async () => { try { await import('fs') } catch (e) { return [String(e), e.stack] } }", {}], // prettier-ignore
       ["wrong arguments", "const out = []; for (const f of [() => setTimeout(1), () => queueMicrotask(1), () => crypto.getRandomValues({}), () => crypto.getRandomValues(new Uint8Array(70000)), () => eval('1 +'), () => new Function('}')(), () => performance.now.call(1), () => new Array(-1), () => 'x'.repeat(-1)]) { try { f(); out.push('') } catch (e) { out.push(String(e), String(e.stack)) } } out", script], // prettier-ignore
       ["no default export", "export const a = 1", {}],
@@ -444,13 +489,35 @@ describe.each(ENGINES)("the engine %s", (engine) => {
       const outcome = await run(source, options);
       const texts = textsOf(outcome);
       for (const text of texts) {
-        expect(text).not.toMatch(/\/|\\\\|node:|node_modules|\bdist\b|file:|wasm|\.mjs|\.cjs|quickjs|emscripten/i);
+        expect(text).not.toMatch(
+          /\/|\\\\|node:|node_modules|\bdist\b|file:|wasm|\.mjs|\.cjs|quickjs|emscripten/i,
+        );
         expect(text).not.toMatch(/RuntimeError|Maximum call stack|ERR_[A-Z]+|Couldn't allocate/);
       }
       expect(texts.join("")).not.toBe(""); // the control: it spoke
     });
 
-    test.each(["SharedArrayBuffer", "Atomics", "WebAssembly", "process", "require", "module", "Buffer", "global", "Deno", "Bun", "fetch", "std", "os", "scriptArgs", "print", "gc", "$262", "__dirname"])( // prettier-ignore
+    test.each([
+      "SharedArrayBuffer",
+      "Atomics",
+      "WebAssembly",
+      "process",
+      "require",
+      "module",
+      "Buffer",
+      "global",
+      "Deno",
+      "Bun",
+      "fetch",
+      "std",
+      "os",
+      "scriptArgs",
+      "print",
+      "gc",
+      "$262",
+      "__dirname",
+    ])(
+      // prettier-ignore
       "%s is not there",
       async (name) => {
         const program = `[typeof ${name}, ${JSON.stringify(name)} in globalThis, typeof console, typeof Map]`;
@@ -473,7 +540,11 @@ describe.each(ENGINES)("the engine %s", (engine) => {
       const program = `const a = [Date.now(), new Date().getTime(), performance.now()];
         let n = 0; while (n < 300000) n++;
         await_ = Promise.resolve().then(() => [a, [Date.now(), new Date().getTime(), performance.now()], n])`;
-      const [first, second, n] = valueOf(await run(`let await_; ${program}`, script)) as [number[], number[], number];
+      const [first, second, n] = valueOf(await run(`let await_; ${program}`, script)) as [
+        number[],
+        number[],
+        number,
+      ];
       expect(n).toBe(300_000);
       expect(second).toEqual(first);
       expect(first[0]).toBe(first[1]);
@@ -496,10 +567,12 @@ describe.each(ENGINES)("the engine %s", (engine) => {
     });
 
     test("every run has randomness of its own, from every source", async () => {
-      const program = "[Math.random(), [...crypto.getRandomValues(new Uint8Array(16))].join(), crypto.randomUUID()]";
+      const program =
+        "[Math.random(), [...crypto.getRandomValues(new Uint8Array(16))].join(), crypto.randomUUID()]";
       const runs = await Promise.all(Array.from({ length: 6 }, () => run(program, script)));
       const values = runs.map((outcome) => valueOf(outcome) as [number, string, string]);
-      for (const source of [0, 1, 2] as const) expect(new Set(values.map((value) => value[source])).size).toBe(6);
+      for (const source of [0, 1, 2] as const)
+        expect(new Set(values.map((value) => value[source])).size).toBe(6);
     });
 
     test("random numbers lie in their range, are spread, and do not repeat", async () => {
@@ -609,7 +682,8 @@ describe.each(ENGINES)("the engine %s", (engine) => {
   });
 
   describe("a hostile guest harms only itself", () => {
-    const VALUE = "{ a: [1, 'x', new Map([[1, new Set([2])]])], d: new Date(0), b: new Uint8Array([1, 2]), n: 1n }";
+    const VALUE =
+      "{ a: [1, 'x', new Map([[1, new Set([2])]])], d: new Date(0), b: new Uint8Array([1, 2]), n: 1n }";
     const expected = {
       a: [1, "x", new Map([[1, new Set([2])]])],
       d: new Date(0),
@@ -634,7 +708,10 @@ describe.each(ENGINES)("the engine %s", (engine) => {
       ["the fields of descriptors", "const put = (k, v) => Object.defineProperty(Object.prototype, k, { __proto__: null, value: v, configurable: true, writable: true }); put('set', () => {}); put('get', () => 'fake')"], // prettier-ignore
       ["the options of the codec", "Object.prototype.maxDepth = 1; Object.prototype.omitStacks = true; Object.prototype.reference = () => ({ kind: 'function', id: 1 })"], // prettier-ignore
       ["every global", "for (const k of Object.getOwnPropertyNames(globalThis)) if (!['globalThis', 'undefined', 'NaN', 'Infinity', 'v'].includes(k)) try { globalThis[k] = 'fake' } catch {}"], // prettier-ignore
-      ["frozen prototypes", "for (const C of [Object, Array, Map, Set, Promise, Function]) Object.freeze(C.prototype)"],
+      [
+        "frozen prototypes",
+        "for (const C of [Object, Array, Map, Set, Promise, Function]) Object.freeze(C.prototype)",
+      ],
       ["toJSON and toPrimitive", "Object.prototype.toJSON = () => 'fake'; Object.prototype[Symbol.toPrimitive] = () => 'fake'"], // prettier-ignore
     ])("with %s replaced, its result still crosses as it is", async (_name, attack) => {
       const control = valueOf(await run(`const v = ${VALUE}; v`, script));
@@ -675,7 +752,10 @@ describe.each(ENGINES)("the engine %s", (engine) => {
   describe("programs that have broken engines", () => {
     // Each crashed, corrupted or hung an engine of this kind once. What it gives is not the point; that it ends is.
     test.each([
-      ["deletes beside pushes", "const a = []; for (let i = 0; i < 30000; i++) { a.push({ h: 1 }); delete a[i] } a.length"],
+      [
+        "deletes beside pushes",
+        "const a = []; for (let i = 0; i < 30000; i++) { a.push({ h: 1 }); delete a[i] } a.length",
+      ],
       ["`with` over a buffer that shrinks", "const b = new ArrayBuffer(8, { maxByteLength: 4096 }); const t = new Float64Array(b); try { t.with(0, { valueOf() { b.resize(0); return 1 } }).length } catch (e) { e.name }"], // prettier-ignore
       ["a sort over a buffer that shrinks", "const b = new ArrayBuffer(800, { maxByteLength: 4096 }); const t = new Float64Array(b).map((_, i) => -i); const u = new Float64Array(b); try { u.sort((x, y) => { b.resize(8); return x - y }) } catch {} u.length"], // prettier-ignore
       ["a fill over a buffer that shrinks", "const b = new ArrayBuffer(4096, { maxByteLength: 4096 }); const t = new Uint8Array(b); try { t.fill({ valueOf() { b.resize(0); return 1 } }) } catch {} t.length"], // prettier-ignore
@@ -683,14 +763,32 @@ describe.each(ENGINES)("the engine %s", (engine) => {
       ["an allocation of nothing by proxy keys", "const p = new Proxy({}, { ownKeys: () => [] }); [Reflect.ownKeys(p).length, Object.keys(p).length, { ...p }, Object.assign({}, p), JSON.stringify(p)]"], // prettier-ignore
       ["a key list that lies", "const p = new Proxy({}, { ownKeys: () => ({ length: 4294967295 }) }); try { Reflect.ownKeys(p) } catch (e) { e.name }"], // prettier-ignore
       ["an array that empties while it is sorted", "const a = Array.from({ length: 1000 }, (_, i) => -i); a.sort((x, y) => { a.length = 0; return x - y }); a.length"], // prettier-ignore
-      ["finalizers", "const r = new FinalizationRegistry(() => { throw 1 }); for (let i = 0; i < 20000; i++) r.register({}, i); 1"],
-      ["generators that return themselves", "function* g() { yield* it } const it = g(); try { it.next() } catch (e) { e.name }"],
+      [
+        "finalizers",
+        "const r = new FinalizationRegistry(() => { throw 1 }); for (let i = 0; i < 20000; i++) r.register({}, i); 1",
+      ],
+      [
+        "generators that return themselves",
+        "function* g() { yield* it } const it = g(); try { it.next() } catch (e) { e.name }",
+      ],
       ["an expression that backtracks", "/(a+)+$/.test('a'.repeat(30) + 'b')"],
-      ["a chain of promises", "let p = Promise.resolve(1); for (let i = 0; i < 20000; i++) p = p.then((x) => x); p"],
+      [
+        "a chain of promises",
+        "let p = Promise.resolve(1); for (let i = 0; i < 20000; i++) p = p.then((x) => x); p",
+      ],
       ["text normalization", "'a\\u0301'.repeat(300000).normalize('NFC').length"],
-      ["a deep proxy chain", "let p = {}; for (let i = 0; i < 20000; i++) p = new Proxy(p, {}); try { p.x } catch (e) { e.name }"],
-      ["a deep prototype chain", "let o = {}; for (let i = 0; i < 100000; i++) o = Object.create(o); o.nothing"],
-      ["nested JSON", "try { JSON.parse('['.repeat(100000) + ']'.repeat(100000)).length } catch (e) { e.name }"],
+      [
+        "a deep proxy chain",
+        "let p = {}; for (let i = 0; i < 20000; i++) p = new Proxy(p, {}); try { p.x } catch (e) { e.name }",
+      ],
+      [
+        "a deep prototype chain",
+        "let o = {}; for (let i = 0; i < 100000; i++) o = Object.create(o); o.nothing",
+      ],
+      [
+        "nested JSON",
+        "try { JSON.parse('['.repeat(100000) + ']'.repeat(100000)).length } catch (e) { e.name }",
+      ],
       ["a code bomb", "try { Function('return ' + '1+'.repeat(200000) + '1')() } catch (e) { e.name }"],
       ["date parsing", "new Date('1'.repeat(200000)).getTime()"],
     ])("%s ends in an outcome, and the next run is fine", async (_name, source) => {

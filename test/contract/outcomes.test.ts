@@ -59,17 +59,25 @@ describe("time", () => {
     ["the text of a huge array", "new Array(1e9) + ''", "new Array(10) + ''", ",".repeat(9)],
     ["a search in an array-like without end", "Array.prototype.indexOf.call({ length: 2 ** 53 - 1 }, 1)", "Array.prototype.indexOf.call({ length: 9 }, 1)", -1], // prettier-ignore
     ["a bigint in decimal", "(3n ** 600000n).toString().length", "(3n ** 60n).toString().length", 29],
-    ["a regular expression that backtracks", "/(a+)+$/.test('a'.repeat(40) + 'b')", "/(a+)+$/.test('aaab')", false],
-  ])("an endless builtin (%s) ends at the wall limit, from outside if need be", async (_name, source, small, value) => {
-    expect(valueOf(await run(small))).toBe(value);
-    const outcome = await run(source, SHORT);
-    const stop = stopOf(outcome);
-    expect(stop).toMatchObject({ reason: "wall-time", limit: 300 });
-    expect(["language", "supervisor"]).toContain(stop.layer);
-    expect(stop.measured).toBeGreaterThanOrEqual(295);
-    expectSane(outcome, 300);
-    await expectServesTheNext();
-  });
+    [
+      "a regular expression that backtracks",
+      "/(a+)+$/.test('a'.repeat(40) + 'b')",
+      "/(a+)+$/.test('aaab')",
+      false,
+    ],
+  ])(
+    "an endless builtin (%s) ends at the wall limit, from outside if need be",
+    async (_name, source, small, value) => {
+      expect(valueOf(await run(small))).toBe(value);
+      const outcome = await run(source, SHORT);
+      const stop = stopOf(outcome);
+      expect(stop).toMatchObject({ reason: "wall-time", limit: 300 });
+      expect(["language", "supervisor"]).toContain(stop.layer);
+      expect(stop.measured).toBeGreaterThanOrEqual(295);
+      expectSane(outcome, 300);
+      await expectServesTheNext();
+    },
+  );
 
   test("a builtin that never asks whether it should stop is ended by the supervisor", async () => {
     const outcome = await run("Array.prototype.indexOf.call({ length: 2 ** 53 - 1 }, 1)", SHORT);
@@ -96,7 +104,10 @@ describe("time", () => {
 
   test("a module that loops while it is loaded ends at the wall limit too", async () => {
     const modules = { "lib.js": "for (;;);" };
-    const outcome = await run("import './lib.js'; export default () => 1", { modules, limits: { wallMs: 300 } });
+    const outcome = await run("import './lib.js'; export default () => 1", {
+      modules,
+      limits: { wallMs: 300 },
+    });
     expect(stopOf(outcome)).toMatchObject({ reason: "wall-time", limit: 300 });
   });
 
@@ -157,11 +168,21 @@ describe("a promise that can never settle", () => {
 describe("memory", () => {
   const USES = [
     ["many small objects", "const a = []; for (;;) a.push({ x: 1 })", "const a = []; for (let i = 0; i < 1000; i++) a.push({ x: 1 }); a.length", 1000], // prettier-ignore
-    ["many strings", "const a = []; for (let i = 0; ; i++) a.push('x'.repeat(1e6) + i)", "['x'.repeat(1e6)].length", 1],
+    [
+      "many strings",
+      "const a = []; for (let i = 0; ; i++) a.push('x'.repeat(1e6) + i)",
+      "['x'.repeat(1e6)].length",
+      1,
+    ],
     ["a few large buffers", "const a = []; for (;;) a.push(new Uint8Array(1 << 20))", "new Uint8Array(1 << 20).length", 1 << 20], // prettier-ignore
     ["one buffer of two gigabytes", "new Uint8Array(2 ** 31 - 1)", "new Uint8Array(1 << 22).length", 1 << 22],
     ["a list that doubles", "let a = [1]; for (;;) a = a.concat(a)", "let a = [1]; while (a.length < 1e4) a = a.concat(a); a.length", 16384], // prettier-ignore
-    ["a map", "const m = new Map(); for (let i = 0; ; i++) m.set(i, {})", "const m = new Map(); m.set(1, 2); m.size", 1],
+    [
+      "a map",
+      "const m = new Map(); for (let i = 0; ; i++) m.set(i, {})",
+      "const m = new Map(); m.set(1, 2); m.size",
+      1,
+    ],
     ["closures", "let f = () => 1; for (;;) { const g = f; f = () => g }", "let f = () => 1; f()", 1],
   ] as const;
 
@@ -277,7 +298,9 @@ describe("output", () => {
   });
 
   test("a flood of logs is cut, said to be, and does not end the run", async () => {
-    const outcome = await run("for (let i = 0; i < 1e5; i++) console.log('line ' + i, 'x'.repeat(100)); 'done'");
+    const outcome = await run(
+      "for (let i = 0; i < 1e5; i++) console.log('line ' + i, 'x'.repeat(100)); 'done'",
+    );
     expect(valueOf(outcome)).toBe("done");
     const kept = outcome.logs.flatMap(({ args }) => args).reduce((sum, text) => sum + text.length, 0);
     expect(kept).toBeGreaterThan(30_000);
@@ -329,15 +352,19 @@ describe("source", () => {
     ["nested types", `let x: ${"Array<".repeat(20_000)}1${">".repeat(20_000)}`],
     ["nested templates", "`${".repeat(20_000)],
     ["nested functions", "(()=>".repeat(20_000)],
-  ])("hostile TypeScript (%s) ends in an outcome, and the next TypeScript is stripped", async (_name, source) => {
-    const outcome = await run(source, { name: "hostile.ts" });
-    if (outcome.status === "stopped") {
-      expect(["source", "stack", "memory"]).toContain(outcome.stop.reason);
-      if (outcome.stop.reason === "source") expect(outcome.stop.detail).toContain("TypeScript could not be parsed");
-    } else expect(errorOf(outcome).name).toBe("SyntaxError");
-    const next = await run("export default (n: number): number => n + 1", { name: "next.ts", input: 1 });
-    expect(valueOf(next)).toBe(2);
-  });
+  ])(
+    "hostile TypeScript (%s) ends in an outcome, and the next TypeScript is stripped",
+    async (_name, source) => {
+      const outcome = await run(source, { name: "hostile.ts" });
+      if (outcome.status === "stopped") {
+        expect(["source", "stack", "memory"]).toContain(outcome.stop.reason);
+        if (outcome.stop.reason === "source")
+          expect(outcome.stop.detail).toContain("TypeScript could not be parsed");
+      } else expect(errorOf(outcome).name).toBe("SyntaxError");
+      const next = await run("export default (n: number): number => n + 1", { name: "next.ts", input: 1 });
+      expect(valueOf(next)).toBe(2);
+    },
+  );
 });
 
 describe("cancelling", () => {

@@ -320,7 +320,7 @@ describe("memory for page tables, by one read in every 2 MiB of a mapping that m
   });
 
   // No limit is set on the address space, so without a cgroup nothing holds this.
-  it.fails("is refused by a limit where there is no cgroup", async () => {
+  it("is refused by a limit where there is no cgroup", async () => {
     expect(valueOf(await attack(await ownedHull({ without: ["cgroup"] }), READ))).toBe(0);
   });
 });

@@ -342,7 +342,8 @@ describe("generations", () => {
     const hulls: FakeHull[] = [];
     const { pool } = await makePool({
       start: () => {
-        if (broken) return Promise.reject(Object.assign(new Error("no user namespaces"), { remedy: "allow them" }));
+        if (broken)
+          return Promise.reject(Object.assign(new Error("no user namespaces"), { remedy: "allow them" }));
         const hull = new FakeHull(10, false);
         hulls.push(hull);
         return Promise.resolve(hull);

@@ -31,14 +31,20 @@ function sources(dir: string): string[] {
 
 /** Static and dynamic imports, re-exports, `require`, and modules started as threads or processes of their own. */
 function importsOf(file: string): Import[] {
-  const text = fs.readFileSync(path.join(root, file), "utf8").replaceAll(/\/\*[\s\S]*?\*\/|(?<=^|\s)\/\/.*$/gm, "");
+  const text = fs
+    .readFileSync(path.join(root, file), "utf8")
+    .replaceAll(/\/\*[\s\S]*?\*\/|(?<=^|\s)\/\/.*$/gm, "");
   const found: Import[] = [];
   const add = (what: string, typeOnly: boolean) => {
     const local = what.startsWith(".");
-    const target = local ? path.posix.join(path.posix.dirname(file), what).replace(/\.js$/, ".ts") : undefined;
+    const target = local
+      ? path.posix.join(path.posix.dirname(file), what).replace(/\.js$/, ".ts")
+      : undefined;
     found.push({ what, file: target, typeOnly });
   };
-  for (const match of text.matchAll(/^\s*(?:import|export)\s+(type\s)?([^;"']*?)\s*from\s*["']([^"']+)["']/gm)) {
+  for (const match of text.matchAll(
+    /^\s*(?:import|export)\s+(type\s)?([^;"']*?)\s*from\s*["']([^"']+)["']/gm,
+  )) {
     const [, type, names = "", what = ""] = match;
     const inBraces = /^\{([\s\S]*)\}$/.exec(names.trim())?.[1];
     const named = inBraces?.split(",").map((name) => name.trim());
@@ -46,7 +52,9 @@ function importsOf(file: string): Import[] {
     add(what, type !== undefined || allTypes);
   }
   for (const [, what = ""] of text.matchAll(/^\s*import\s+["']([^"']+)["']/gm)) add(what, false);
-  for (const [, what = ""] of text.matchAll(/\b(?:import|require|createRequire\([^)]*\))\s*\(\s*["']([^"']+)["']/g)) {
+  for (const [, what = ""] of text.matchAll(
+    /\b(?:import|require|createRequire\([^)]*\))\s*\(\s*["']([^"']+)["']/g,
+  )) {
     add(what, false);
   }
   for (const [, what = ""] of text.matchAll(/new URL\(\s*["'](\.[^"']+\.js)["']/g)) add(what, false);
@@ -57,7 +65,8 @@ const files = FOLDERS.flatMap((folder) => sources(folder));
 const graph = new Map(files.map((file) => [file, importsOf(file)]));
 const importsIn = (folder: string) =>
   files.filter((file) => file.startsWith(`${folder}/`)).flatMap((file) => (graph.get(file) ?? []).map((i) => ({ ...i, from: file }))); // prettier-ignore
-const shown = (imports: { from: string; what: string }[]) => imports.map(({ from, what }) => `${from} -> ${what}`);
+const shown = (imports: { from: string; what: string }[]) =>
+  imports.map(({ from, what }) => `${from} -> ${what}`);
 
 /** Every file that loads when `start` does. Type imports load nothing; a module in a thread or process of its own is another program. */
 function reached(start: string): Set<string> {
@@ -65,7 +74,8 @@ function reached(start: string): Set<string> {
   const visit = (file: string) => {
     if (seen.has(file)) return;
     seen.add(file);
-    for (const { file: next, typeOnly } of graph.get(file) ?? []) if (next !== undefined && !typeOnly) visit(next);
+    for (const { file: next, typeOnly } of graph.get(file) ?? [])
+      if (next !== undefined && !typeOnly) visit(next);
   };
   visit(start);
   return seen;
@@ -73,7 +83,8 @@ function reached(start: string): Set<string> {
 
 describe("the walk itself", () => {
   test("every import of a file of ours leads to a file that exists", () => {
-    const dangling = [...graph].flatMap(([from, imports]) =>
+    const dangling = [...graph].flatMap(
+      ([from, imports]) =>
       imports.filter(({ file }) => file !== undefined && !graph.has(file) && !fs.existsSync(path.join(root, file.replace(/\.ts$/, ".d.ts")))).map(({ what }) => ({ from, what })), // prettier-ignore
     );
     expect(shown(dangling)).toEqual([]);
@@ -104,30 +115,40 @@ describe("who may import whom", () => {
   });
 
   test("engine knows no operating system: of Node it imports nothing but the module loader's door", () => {
-    const ofNode = importsIn("engine").filter(({ what }) => /^(?:node:|fs$|net$|os$|process$|child_process$)/.test(what));
+    const ofNode = importsIn("engine").filter(({ what }) =>
+      /^(?:node:|fs$|net$|os$|process$|child_process$)/.test(what),
+    );
     expect(shown(ofNode)).toEqual(["engine/typescript.ts -> node:module"]);
   });
 
   test("engine reaches for no process by its global name", () => {
     const using = sources("engine").filter((file) =>
-      /(?<![.\w"'])process\.\w/.test(fs.readFileSync(path.join(root, file), "utf8").replaceAll(/\/\*[\s\S]*?\*\//g, "")),
+      /(?<![.\w"'])process\.\w/.test(
+        fs.readFileSync(path.join(root, file), "utf8").replaceAll(/\/\*[\s\S]*?\*\//g, ""),
+      ),
     );
     expect(using).toEqual([]);
   });
 
   test("hostapi knows no server and no jail", () => {
-    const wrong = importsIn("hostapi").filter(({ file }) => file !== undefined && /^(?:server|osjail)\//.test(file));
+    const wrong = importsIn("hostapi").filter(
+      ({ file }) => file !== undefined && /^(?:server|osjail)\//.test(file),
+    );
     expect(shown(wrong)).toEqual([]);
   });
 
   test("nothing of the product imports a test or a sample", () => {
     const all = FOLDERS.flatMap((folder) => importsIn(folder));
     expect(all.length).toBeGreaterThan(50);
-    expect(shown(all.filter(({ what, file }) => /(?:^|\/)(?:test|samples)\//.test(file ?? what)))).toEqual([]);
+    expect(shown(all.filter(({ what, file }) => /(?:^|\/)(?:test|samples)\//.test(file ?? what)))).toEqual(
+      [],
+    );
   });
 
   test("only files named *.ffi.ts load the FFI library", () => {
-    const loading = FOLDERS.flatMap((folder) => importsIn(folder)).filter(({ what }) => /^ffi-rs|koffi|ffi-napi/.test(what));
+    const loading = FOLDERS.flatMap((folder) => importsIn(folder)).filter(({ what }) =>
+      /^ffi-rs|koffi|ffi-napi/.test(what),
+    );
     expect(loading.map(({ from }) => from)).toEqual(["osjail/libc.ffi.ts"]);
   });
 
@@ -136,9 +157,21 @@ describe("who may import whom", () => {
     expect(inside).toContain("osjail/zygote.ts");
     expect(inside).toContain("server/worker.ts");
     expect(inside).toContain("engine/quickjs.ts");
-    const outside = ["sandbox", "pool", "hull", "conversation", "verdict", "outcome", "cli", "index", "limits"];
+    const outside = [
+      "sandbox",
+      "pool",
+      "hull",
+      "conversation",
+      "verdict",
+      "outcome",
+      "cli",
+      "index",
+      "limits",
+    ];
     expect(inside.filter((file) => outside.some((name) => file === `server/${name}.ts`))).toEqual([]);
-    expect(inside.filter((file) => /^osjail\/(?:zygote-client|attest|launch|host)\.ts$/.test(file))).toEqual([]);
+    expect(inside.filter((file) => /^osjail\/(?:zygote-client|attest|launch|host)\.ts$/.test(file))).toEqual(
+      [],
+    );
   });
 
   test("what runs inside the jail loads no network, no HTTP and no process starter of Node's", () => {
@@ -171,7 +204,9 @@ const IMPERATIVES =
 
 describe("the error tables", () => {
   const remedies: Record<string, Record<string, string>> = {
-    SANDBOX_ERRORS: Object.fromEntries(Object.entries(SANDBOX_ERRORS).map(([code, row]) => [code, row.remedy])),
+    SANDBOX_ERRORS: Object.fromEntries(
+      Object.entries(SANDBOX_ERRORS).map(([code, row]) => [code, row.remedy]),
+    ),
     JAIL_ERRORS,
     CGROUP_ERRORS: Object.fromEntries(
       Object.entries(CGROUP_ERRORS as Record<string, unknown>).map(([code, row]) => [
@@ -188,10 +223,13 @@ describe("the error tables", () => {
     expect(codes.filter((code) => !/^[a-z]+(?:-[a-z]+)*$/.test(code))).toEqual([]);
   });
 
-  test.each(Object.entries(remedies))("every code of %s has a remedy that says what to do", (_name, table) => {
-    for (const [code, remedy] of Object.entries(table)) {
-      expect(remedy.length, code).toBeGreaterThan(20);
-      expect(remedy, code).toMatch(IMPERATIVES);
-    }
-  });
+  test.each(Object.entries(remedies))(
+    "every code of %s has a remedy that says what to do",
+    (_name, table) => {
+      for (const [code, remedy] of Object.entries(table)) {
+        expect(remedy.length, code).toBeGreaterThan(20);
+        expect(remedy, code).toMatch(IMPERATIVES);
+      }
+    },
+  );
 });

@@ -88,7 +88,10 @@ describe("one cause", () => {
   });
 
   test("a plain exit is a crash, told with its code", () => {
-    expect(judge({ exit: { status: exitCode(7) } })).toMatchObject({ reason: "crash", detail: "exit code 7" });
+    expect(judge({ exit: { status: exitCode(7) } })).toMatchObject({
+      reason: "crash",
+      detail: "exit code 7",
+    });
   });
 });
 
@@ -108,7 +111,11 @@ describe("several causes at once", () => {
     (reason, i) => {
       let all: Parameters<typeof death>[0] = {};
       for (const cause of causes.slice(i).toReversed()) {
-        all = { ...all, ...cause.with, exit: { ...all?.exit, ...("exit" in cause.with ? cause.with.exit : {}) } };
+        all = {
+          ...all,
+          ...cause.with,
+          exit: { ...all?.exit, ...("exit" in cause.with ? cause.with.exit : {}) },
+        };
       }
       const stop = judge(all);
       expect([reason, `${stop.reason}/${stop.layer}`]).toContain(reason);
