@@ -142,6 +142,9 @@ export interface JailOptions extends HullOptions {
   launched?: Promise<LaunchedKeeper> | undefined;
 }
 
+/** Loads the FFI library, which other systems than Linux need not have. */
+const zygoteClient = () => import("../osjail/zygote-client.js");
+
 /** Launches the program for an engine; it boots while the caller goes on. Throws JailError. */
 export async function launchEngine(
   engine: EngineKind,
@@ -149,7 +152,7 @@ export async function launchEngine(
   launchFrom: LaunchFrom,
   host: Pick<Host, "systemdScope" | "scopeEnv">,
 ): Promise<LaunchedKeeper> {
-  const { launchKeeper } = await import("../osjail/zygote-client.js");
+  const { launchKeeper } = await zygoteClient();
   const { systemdScope, scopeEnv } = host;
   const flags = nodeFlags(image);
   return launchKeeper({
@@ -175,7 +178,7 @@ export async function startJail(options: JailOptions): Promise<Hull> {
     speculation: options.speculation,
     without: [],
   });
-  const { Zygote } = await import("../osjail/zygote-client.js");
+  const { Zygote } = await zygoteClient();
   const keeper = options.launched ?? launchEngine(engine, options.image, options.launchFrom, options);
   const zygote = await Zygote.start(plan, { plan, memoryMb: limits.memoryMb }, await keeper);
   return new JailHull(zygote, options);

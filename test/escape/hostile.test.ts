@@ -200,8 +200,8 @@ const CASES: Case[] = [
   { what: "floods with calls", code: "for (let id = 1; ; id++) put(call(id))", ends: "host-calls" },
   { what: "floods with calls that carry much", code: "const args = '[\"a\",\"' + 'x'.repeat(60000) + '\"]'; for (let id = 1; ; id++) put(call(id, 'x', args))", limits: { wallMs: 15_000, cpuMs: 15_000 }, ends: "host-calls" }, // prettier-ignore
   { what: "floods with sleeps that end at once, and reads no answer", code: "for (let id = 1; ; ) { const all = []; while (all.length < 500) all.push(call(id++, 'sleep', '[\"a\",0]')); put(Buffer.concat(all)); }", limits: { wallMs: 15_000, cpuMs: 15_000 }, ends: "protocol" }, // prettier-ignore
-  { what: "floods with logs", code: "const log = frame(LOG, '[\"log\",0,[\"' + 'x'.repeat(30000) + '\"]]'); for (;;) put(log)", limits: { wallMs: 15_000, cpuMs: 15_000 }, ends: "protocol", detail: "flood" }, // prettier-ignore
-  { what: "floods with empty logs", code: "const log = frame(LOG, '[\"log\",0,[]]'); const many = Buffer.concat(Array(1000).fill(log)); for (;;) put(many)", limits: { wallMs: 15_000, cpuMs: 15_000 }, ends: "protocol", detail: "flood" }, // prettier-ignore
+  { what: "floods with logs", code: "const log = frame(LOG, '[\"log\",0,[\"' + 'x'.repeat(30000) + '\"]]'); for (;;) put(log)", limits: { wallMs: 15_000, cpuMs: 15_000 }, ends: "protocol", detail: "logs" }, // prettier-ignore
+  { what: "floods with empty logs", code: "const log = frame(LOG, '[\"log\",0,[]]'); const many = Buffer.concat(Array(1000).fill(log)); for (;;) put(many)", limits: { wallMs: 15_000, cpuMs: 15_000 }, ends: "protocol", detail: "logs" }, // prettier-ignore
   { what: "floods with releases", code: "const log = frame(RELEASE, '[9007199254740991,9007199254740991]'); for (;;) put(log)", ends: "protocol", detail: "unknown-ref" }, // prettier-ignore
   { what: "claims a deadline that has not come", code: "put(frame(RESULT, '[\"stopped\",\"interrupted\",\"\"]')); hang()", ends: "protocol" }, // prettier-ignore
   { what: "claims a reason that there is not", code: "put(frame(RESULT, '[\"stopped\",\"wall-time\",\"\"]')); hang()", ends: "protocol", detail: "bad-shape" }, // prettier-ignore

@@ -313,14 +313,13 @@ describe("memory for page tables, by one read in every 2 MiB of a mapping that m
 
   it("is ended by the cgroup", async ({ skip }) => {
     if (!facts.cgroups.available) skip(facts.cgroups.reason);
-    expect(stopOf(await attack(await ownedHull(), READ))).toMatchObject({
+    expect(stopOf(await attack(await ownedHull({ without: ["rlimits"] }), READ))).toMatchObject({
       reason: "memory",
       layer: "cgroup",
     });
   });
 
-  // No limit is set on the address space, so without a cgroup nothing holds this.
-  it("is refused by a limit where there is no cgroup", async () => {
+  it("is refused by the limit on the address space where there is no cgroup", async () => {
     expect(valueOf(await attack(await ownedHull({ without: ["cgroup"] }), READ))).toBe(0);
   });
 });

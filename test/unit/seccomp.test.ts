@@ -2,7 +2,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { interpret } from "#osjail/bpf";
 import { compile, explainProfile, forkFilter, PROFILES, type Condition, type Profile } from "#osjail/seccomp";
-import { MADV, MAP, PROT, SECCOMP } from "#osjail/abi/linux";
+import { ERRNO, MADV, MAP, PROT, SECCOMP } from "#osjail/abi/linux";
 import {
   AUDIT_ARCH,
   HIGHEST_SYSCALL,
@@ -177,6 +177,9 @@ describe.each(ARCHES)("the quickjs filter on %s", (arch) => {
     const ask = (nr: number, args: readonly bigint[] = none, word = AUDIT_ARCH[arch]): number =>
       interpret(program, { nr, arch: word, args });
 
+    /** A write to another descriptor is not made either, but answers EAGAIN: libuv's wake-up has to survive. */
+    const wrongArgument = (call: string) => (call === "write" ? SECCOMP.RET_ERRNO + ERRNO.EAGAIN : refused);
+
     it("refuses every number from 0 to 1023 that no rule names, whatever its arguments", () => {
       const named = new Set(EXPECTED.map(({ call }) => numberOf(arch, call)));
       let swept = 0;
@@ -192,7 +195,7 @@ describe.each(ARCHES)("the quickjs filter on %s", (arch) => {
     it.each(EXPECTED)("lets $call through with the right arguments only", ({ call, right, wrong }) => {
       const nr = numberOf(arch, call);
       for (const args of right) expect(ask(nr, args), `${call}(${args.join()})`).toBe(ALLOW);
-      for (const args of wrong) expect(ask(nr, args), `${call}(${args.join()})`).toBe(refused);
+      for (const args of wrong) expect(ask(nr, args), `${call}(${args.join()})`).toBe(wrongArgument(call));
     });
 
     it("looks at all 64 bits of every argument that it looks at", () => {
@@ -201,7 +204,7 @@ describe.each(ARCHES)("the quickjs filter on %s", (arch) => {
         for (const { arg } of rule.when ?? []) {
           for (let bit = 32n; bit < 64n; bit++) {
             const args = set(arg, (right[arg] ?? 0n) | (1n << bit), right);
-            expect(ask(numberOf(arch, rule.call), args), `${rule.call} bit ${bit}`).toBe(refused);
+            expect(ask(numberOf(arch, rule.call), args), `${rule.call} bit ${bit}`).toBe(wrongArgument(rule.call));
           }
         }
       }
