@@ -59,6 +59,7 @@ export class Pool {
   #forkFailures = 0;
   #closed = false;
   #recycleTimer: NodeJS.Timeout | undefined;
+  #refilling: NodeJS.Immediate | undefined;
 
   private constructor(options: PoolOptions) {
     this.#options = options;
@@ -165,12 +166,23 @@ export class Pool {
       if (this.#waiting > 0) this.#startInBackground();
       return;
     }
-    const { parked, maxConcurrent } = this.#options;
+    const { maxConcurrent } = this.#options;
     while (this.#waiting > 0 && this.#running < maxConcurrent && generation.ready.length > 0) {
       const worker = generation.ready.shift() as ParkedWorker;
       const waiter = this.#next() as Waiter;
       waiter.resolve(this.#lease(generation, worker));
     }
+    if (this.#waiting > 0) return this.#refill();
+    // Nobody waits for a fork: the job of the run that has just been served goes out first.
+    this.#refilling ??= setImmediate(() => this.#refill());
+  }
+
+  #refill(): void {
+    clearImmediate(this.#refilling);
+    this.#refilling = undefined;
+    const generation = this.#current;
+    if (this.#closed || generation === undefined) return;
+    const { parked, maxConcurrent } = this.#options;
     const wanted = parked + Math.min(this.#waiting, Math.max(0, maxConcurrent - this.#running));
     while (generation.ready.length + generation.forking < wanted && this.#fork(generation));
   }

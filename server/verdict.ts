@@ -39,8 +39,8 @@ export function verdict(death: Death, limits: Limits): Stop {
   const memory = { limit: limits.memoryMb * 1024 * 1024, measured: death.peakMemoryBytes };
   if (death.oomKilled) return { reason: "memory", layer: "cgroup", ...memory };
   const signal = termSignal(exit.status);
-  // RLIMIT_CPU is measured in ticks, rusage in time run: at the kill they may be some per cent apart.
-  if ((signal === SIG.KILL || signal === SIG.XCPU) && exit.cpuMs >= death.cpuSeconds * 900) {
+  // RLIMIT_CPU is measured in ticks, rusage in time run: on a busy machine they are ten per cent apart and more.
+  if ((signal === SIG.KILL || signal === SIG.XCPU) && exit.cpuMs >= death.cpuSeconds * 750) {
     return { reason: "cpu-time", layer: "rlimit", limit: limits.cpuMs, measured: exit.cpuMs };
   }
   if (death.peakMemoryBytes >= memory.limit * 0.95) return { reason: "memory", layer: "rlimit", ...memory };

@@ -479,7 +479,7 @@ describe.each(ENGINES)("the engine %s", (engine) => {
       ["an unsupported part of TypeScript", "enum A { B }\nexport default () => A.B", { name: "a.ts" }],
       ["too little memory", "const a = []; for (;;) a.push(new Uint8Array(1 << 20))", script],
       ["too little stack", "const f = () => f() + 1; f()", script],
-      ["nesting", `${"[".repeat(30_000)}`, script],
+      ["nesting", "[".repeat(30_000), script],
       ["nesting in JSON", "try { JSON.parse('['.repeat(1e5)) } catch (e) { [String(e), e.stack] }", script],
       ["its own functions", "[setTimeout, console.log, performance.now, crypto.getRandomValues].map((f) => f.name)", script], // prettier-ignore
       ["its global object", "Object.getOwnPropertyNames(globalThis)", script],
@@ -601,9 +601,8 @@ describe.each(ENGINES)("the engine %s", (engine) => {
           Promise.resolve().then(() => out.push("then"));
           out.push("sync");
         })`;
-      expect(valueOf(await run(program, script))).toEqual([
-        ...["sync", "micro", "then", "0", "10a", "micro of 10a", "10b", "20"],
-      ]);
+      const order = ["sync", "micro", "then", "0", "10a", "micro of 10a", "10b", "20"];
+      expect(valueOf(await run(program, script))).toEqual(order);
     });
 
     test("a timer that was cleared does not run, others do; clearing nonsense does nothing", async () => {
@@ -727,12 +726,23 @@ describe.each(ENGINES)("the engine %s", (engine) => {
 
     test("console goes on though the guest replaced what it is made of", async () => {
       const program = `Array.prototype.push = Array.prototype.join = () => { throw 1 }; String.prototype.slice = () => "fake";
-        Array.prototype[Symbol.iterator] = function* () { yield "fake" }; JSON.stringify = () => "fake";
-        Object.prototype.toJSON = () => "fake"; console.log("true", ["x"]); 1`; // prettier-ignore
+        Array.prototype[Symbol.iterator] = function* () { yield "fake" }; JSON.stringify = () => "fake"; console.log("true", ["x"]); 1`; // prettier-ignore
       const outcome = await run(program, script);
       expect(valueOf(outcome)).toBe(1);
       expect(outcome.logs.map(({ args }) => args)).toEqual([["true", '["x"]']]);
     });
+
+    test.each(["Object", "Array", "String"])(
+      "console shows what was said though %s.prototype has a toJSON",
+      async (owner) => {
+        const outcome = await run(
+          `${owner}.prototype.toJSON = () => "fake"; console.log("true", ["x"]); 1`,
+          script,
+        );
+        expect(valueOf(outcome)).toBe(1);
+        expect(outcome.logs.map(({ args }) => args)).toEqual([["true", '["x"]']]);
+      },
+    );
 
     test("what it replaced is whole again in the next run, and its globals are gone", async () => {
       const program = `const seen = [globalThis.left, Array.prototype.push.name, typeof JSON.parse, "evil" in {}];

@@ -15,7 +15,16 @@ import {
   type RunOptions,
 } from "doublehull";
 import { WORKER_OVERHEAD_MB } from "#server/limits";
-import { busyWorker, cgroupDir, families, makeSandbox, onlyFamily, stopOf, valueOf, type Process } from "../harness.js";
+import {
+  busyWorker,
+  cgroupDir,
+  families,
+  makeSandbox,
+  onlyFamily,
+  stopOf,
+  valueOf,
+  type Process,
+} from "../harness.js";
 
 const MiB = 1024 * 1024;
 const script: RunOptions = { type: "script" };

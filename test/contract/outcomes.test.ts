@@ -4,7 +4,7 @@
  */
 import fs from "node:fs";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { Sandbox, type Outcome, type RunOptions } from "doublehull";
+import { describeStop, Sandbox, type Outcome, type RunOptions } from "doublehull";
 import { busyWorker, errorOf, makeSandbox, stopOf, until, valueOf } from "../harness.js";
 
 const MiB = 1024 * 1024;
@@ -135,7 +135,7 @@ describe("time", () => {
     const giveUp = performance.now() + 20_000;
     while (fs.existsSync(`/proc/${worker.pid}`) && performance.now() < giveUp) Atomics.wait(nap, 0, 0, 20);
     const stop = stopOf(await pending);
-    expect(stop).toMatchObject({ reason: "cpu-time", limit: 200 });
+    expect(stop, describeStop(stop)).toMatchObject({ reason: "cpu-time", limit: 200 });
     expect(stop.measured).toBeGreaterThanOrEqual(200);
     await expectServesTheNext();
   });

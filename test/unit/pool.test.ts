@@ -1,5 +1,6 @@
 /** The pool's rules with a hull that forks when the test says so: no process, no clock. */
 import { describe, expect, test } from "vitest";
+import { JAIL_ERRORS, JailError } from "#osjail/errors";
 import { SandboxError } from "#server/errors";
 import type { Hull, ParkedWorker } from "#server/hull";
 import { asSandboxError, Pool, type Lease, type PoolOptions } from "#server/pool";
@@ -51,7 +52,7 @@ class FakeHull implements Hull {
       };
       if (this.failNext > 0) {
         this.failNext--;
-        reject(new Error("no more processes"));
+        reject(new JailError("zygote-lost", "no more processes"));
       } else if (this.manual) this.pending.push({ resolve: make, reject });
       else make();
     });
@@ -342,8 +343,7 @@ describe("generations", () => {
     const hulls: FakeHull[] = [];
     const { pool } = await makePool({
       start: () => {
-        if (broken)
-          return Promise.reject(Object.assign(new Error("no user namespaces"), { remedy: "allow them" }));
+        if (broken) return Promise.reject(new JailError("user-namespace", "no user namespaces"));
         const hull = new FakeHull(10, false);
         hulls.push(hull);
         return Promise.resolve(hull);
@@ -357,7 +357,7 @@ describe("generations", () => {
     expect(await refusal(waiting)).toMatchObject({
       code: "host-cannot",
       message: "no user namespaces",
-      remedy: "allow them",
+      remedy: JAIL_ERRORS["user-namespace"],
     });
     running.done();
     broken = false;
@@ -437,9 +437,20 @@ describe("the end", () => {
   });
 });
 
-test("an error of the host keeps its remedy when it becomes the caller's", () => {
-  const error = asSandboxError(Object.assign(new Error("no cgroup"), { remedy: "run as root" }));
-  expect(error).toMatchObject({ code: "host-cannot", message: "no cgroup", remedy: "run as root" });
-  expect(asSandboxError(error)).toBe(error);
-  expect(asSandboxError("odd")).toMatchObject({ code: "host-cannot", message: "odd" });
+describe("an error of the host's", () => {
+  test("keeps its message and its remedy when it becomes the caller's", () => {
+    const error = asSandboxError(new JailError("landlock", "no Landlock here"));
+    expect(error).toMatchObject({
+      code: "host-cannot",
+      message: "no Landlock here",
+      remedy: JAIL_ERRORS.landlock,
+    });
+    expect(asSandboxError(error)).toBe(error);
+  });
+
+  test("that no table knows stays what it is: a fault of ours, not of the host", () => {
+    const fault = new TypeError("x is undefined");
+    expect(asSandboxError(fault)).toBe(fault);
+    expect(asSandboxError("odd")).toMatchObject({ message: "odd" });
+  });
 });

@@ -48,6 +48,10 @@ describe("one cause", () => {
     },
   );
 
+  test("the kernel's ticks and the time run may differ: a kill at four fifths of the seconds is the CPU limit still", () => {
+    expect(judge({ exit: { status: SIGNAL.KILL, cpuMs: 1600 } }).reason).toBe("cpu-time");
+  });
+
   test("a death at the memory limit without a cgroup is memory, by the rlimit", () => {
     expect(judge({ peakMemoryBytes: 62 * MiB, exit: { status: SIGNAL.ABRT } })).toMatchObject({
       reason: "memory",
@@ -137,7 +141,7 @@ describe("what must not be taken for something else", () => {
   );
 
   test("SIGKILL long before the CPU limit is no CPU stop", () => {
-    expect(judge({ exit: { status: SIGNAL.KILL, cpuMs: 1500 } })).toMatchObject({
+    expect(judge({ exit: { status: SIGNAL.KILL, cpuMs: 1000 } })).toMatchObject({
       reason: "crash",
       layer: "kernel",
       detail: "signal 9",
