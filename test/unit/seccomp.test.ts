@@ -204,7 +204,9 @@ describe.each(ARCHES)("the quickjs filter on %s", (arch) => {
         for (const { arg } of rule.when ?? []) {
           for (let bit = 32n; bit < 64n; bit++) {
             const args = set(arg, (right[arg] ?? 0n) | (1n << bit), right);
-            expect(ask(numberOf(arch, rule.call), args), `${rule.call} bit ${bit}`).toBe(wrongArgument(rule.call));
+            expect(ask(numberOf(arch, rule.call), args), `${rule.call} bit ${bit}`).toBe(
+              wrongArgument(rule.call),
+            );
           }
         }
       }
