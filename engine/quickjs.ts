@@ -232,12 +232,16 @@ class QuickJSImage implements Image {
 
   /** Runs the job queue dry. False when the run is over (interrupted or broken). */
   #drain(): boolean {
-    const result = this.#runtime.executePendingJobs();
-    if (result.error) {
-      this.#failed(result.error);
-      return false;
-    }
-    return !this.#wasInterrupted();
+    // Again while there are jobs: one that throws a number (a finalizer may) is taken for a count, and ends the loop.
+    do {
+      const result = this.#runtime.executePendingJobs();
+      if (result.error) {
+        this.#failed(result.error);
+        return false;
+      }
+      if (this.#wasInterrupted()) return false;
+    } while (this.#runtime.hasPendingJob());
+    return true;
   }
 
   #wasInterrupted(): boolean {

@@ -90,7 +90,9 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
       return undefined; // a throwing getter of the guest's own: its text is not worth more than nothing
     }
   };
-  const end = (...ending: string[]): void => host.fail(stringify(ending));
+  // Each text by itself: an array would be asked for its toJSON, which the guest may have put there.
+  const end = (status: string, a: string, b = "", c = ""): void =>
+    host.fail(`[${stringify(status)},${stringify(a)},${stringify(b)},${stringify(c)}]`);
   const fail = (error: any): void => {
     if (error === null || (typeof error !== "object" && typeof error !== "function")) {
       let shown: string;
@@ -131,13 +133,12 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
       }
       return fail(error);
     }
-    const buffers: ArrayBuffer[] = [];
+    const parts: unknown[] = [encoded.text];
     for (let i = 0; i < encoded.blobs.length; i++) {
       const blob = encoded.blobs[i] as Uint8Array<ArrayBuffer>;
-      define(buffers, i, sliceBuffer(bufferOf(blob), offsetOf(blob), offsetOf(blob) + lengthOf(blob)));
+      define(parts, i + 1, sliceBuffer(bufferOf(blob), offsetOf(blob), offsetOf(blob) + lengthOf(blob)));
     }
-    if (buffers.length === 0) host.ok(encoded.text);
-    else apply(host.ok, undefined, [encoded.text, ...buffers]);
+    apply(host.ok, undefined, parts); // no spread: it would ask the guest's iterator
   };
   const typed = getPrototypeOf(Uint8Array.prototype) as object;
   const getter = (name: string) => uncurry(getOwnPropertyDescriptor(typed, name)?.get);
@@ -220,7 +221,10 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
         width += shown.length;
         define(line, i, shown);
       }
-      host.log(level, stringify(line));
+      // Each by itself: an array would be asked for its toJSON, which the guest may have put there.
+      let texts = "";
+      for (let i = 0; i < line.length; i++) texts += (i === 0 ? "" : ",") + stringify(line[i]);
+      host.log(level, `[${texts}]`);
     };
   const consoleObject: any = {};
   for (const level of ["debug", "log", "info", "warn", "error"]) consoleObject[level] = print(level);

@@ -8,7 +8,7 @@ import net from "node:net";
 import path from "node:path";
 import { ERRNO, F, MSG, O, RLIMIT, SIG, WAIT } from "./abi/linux.js";
 import { attest, filterCount, type Attested } from "./attest.js";
-import { Slot, type SlotPaths } from "./cgroup.js";
+import { CgroupError, Slot, type SlotPaths } from "./cgroup.js";
 import { COMMAND, DescriptorSocket, socketPair } from "./descriptors.js";
 import { JailError, JAIL_ERRORS, type JailErrorCode } from "./errors.js";
 import { launch, type LaunchFrom } from "./launch.js";
@@ -391,8 +391,8 @@ export class JailedWorker {
    * high-water mark less that of the image (`exit` needed once the process is gone).
    */
   peakBytes(exit?: WorkerExit): number {
-    if (this.cgroup !== undefined && this.#peakReset) {
-      const peak = this.cgroup.peakBytes();
+    if (this.#peakReset) {
+      const peak = this.#ofCgroup((slot) => slot.peakBytes());
       if (peak !== undefined) return peak;
     }
     const rss = exit?.maxRssBytes ?? this.#highWaterMark();
@@ -410,7 +410,17 @@ export class JailedWorker {
 
   /** Whether the cgroup killed for memory since this worker was armed. */
   oomKilled(): boolean {
-    return this.cgroup !== undefined && this.cgroup.oomKills() > this.#oomKillsBefore;
+    return (this.#ofCgroup((slot) => slot.oomKills()) ?? 0) > this.#oomKillsBefore;
+  }
+
+  /** With the zygote its keeper goes, and with that the cgroup: then there is nothing left to read. */
+  #ofCgroup<T>(ask: (slot: Slot) => T): T | undefined {
+    try {
+      return this.cgroup === undefined ? undefined : ask(this.cgroup);
+    } catch (error) {
+      if (error instanceof CgroupError && error.code === "cgroup-read") return undefined;
+      throw error;
+    }
   }
 
   /** SIGKILL by pidfd: never another process of the same number. Harmless when it has ended. man 2 pidfd_send_signal */

@@ -219,7 +219,11 @@ class JailHull implements Hull {
       cpuSeconds: cpuSecondsFor(wanted),
     });
     const parked = awaitParked(worker, limits, (connection) => {
-      const lower = (wanted: Limits) => worker.limit(workerLimits(wanted));
+      const lower = (wanted: Limits) => {
+        // The news of its death may still be on the way: a job that nobody can take must not be sent.
+        if (worker.cpuMs() === undefined) throw new JailError("zygote-lost", "a parked worker has ended");
+        worker.limit(workerLimits(wanted));
+      };
       return new ParkedWorker(worker, connection, this.zygote.plan.arch, limits, lower);
     });
     return parked.then(async (ready) => {

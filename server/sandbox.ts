@@ -3,6 +3,7 @@
  * who waits for whom; everything hard happens in the modules that it names.
  */
 import { randomBytes } from "node:crypto";
+import { setMaxListeners } from "node:events";
 import os from "node:os";
 import { codec } from "../engine/codec.js";
 import { readHost, type Host } from "../osjail/host.js";
@@ -109,6 +110,7 @@ export class Sandbox {
     const name = given.name ?? (typescript ? "script.ts" : "script.js");
     let modules = Object.entries(given.modules ?? {});
     const { signal, tenant = NO_TENANT } = given;
+    if (signal !== undefined) setMaxListeners(0, signal); // one signal may cancel any number of runs
 
     const bytes = modules.reduce((sum, [, text]) => sum + Buffer.byteLength(text), Buffer.byteLength(source));
     if (bytes > limits.sourceBytes) {

@@ -30,8 +30,10 @@ const LIBRARY = new URL("../../dist/server/index.js", import.meta.url).href;
 
 const sandboxes: Sandbox[] = [];
 const children: ChildProcess[] = [];
+const directories: string[] = [];
 afterEach(async () => {
   for (const child of children.splice(0)) child.kill("SIGKILL");
+  for (const dir of directories.splice(0)) fs.rmSync(dir, { recursive: true });
   await Promise.all(sandboxes.splice(0).map((sandbox) => sandbox.close()));
 });
 
@@ -61,6 +63,7 @@ async function supervisor(
   program: string,
 ): Promise<{ child: ChildProcess; temporary: string; ended: Promise<unknown> }> {
   const temporary = fs.mkdtempSync(path.join(os.tmpdir(), "lifecycle-"));
+  directories.push(temporary);
   const source = `import { Sandbox } from ${JSON.stringify(LIBRARY)};
     const sandbox = await Sandbox.create({ image: "fast-start", parked: 1, limits: { wallMs: 60000, cpuMs: 60000 } });
     console.log("started " + (await sandbox.run("6 * 7", { type: "script" })).value);
@@ -148,12 +151,11 @@ describe("an orderly end", () => {
   });
 
   test("a program that forgets to close ends by itself, and nothing of it is left", async () => {
-    const { child, temporary, ended } = await supervisor("process.stdin.resume; setTimeout(() => {}, 300);");
+    const { child, temporary, ended } = await supervisor("setTimeout(() => {}, 300);");
     const family = onlyFamily(child.pid);
     expect(await ended).toEqual([0, null]);
     await expectGone(members(family), [family.keeper]);
     expect(fs.readdirSync(temporary)).toEqual([]);
-    fs.rmdirSync(temporary);
   });
 
   test("a program that is waiting for a run does not end before it", async () => {
@@ -181,7 +183,6 @@ describe("a supervisor that is killed", () => {
     expect(await ended).toEqual([null, "SIGKILL"]);
     await expectGone(all, [family.keeper]);
     expect(fs.readdirSync(temporary)).toEqual([]);
-    fs.rmdirSync(temporary);
   });
 });
 
