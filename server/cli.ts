@@ -9,13 +9,19 @@ import type { EngineKind } from "./engines.js";
 import { launchEngine } from "./hull.js";
 
 const launched = new Map<EngineKind, Promise<LaunchedKeeper>>();
-const args = process.argv.slice(2);
-if (process.platform === "linux" && args[0] === "run" && args.length > 1 && !args.some(rulesOut)) {
+try {
+  launchAhead(process.argv.slice(2));
+} catch {
+  // Whatever it was, the sandbox meets it again, where it is told with its remedy and the right exit code.
+}
+const { commandLine } = await import("./commands.js");
+await commandLine(launched);
+
+function launchAhead(args: readonly string[]): void {
+  if (process.platform !== "linux" || args[0] !== "run" || args.length < 2 || args.some(rulesOut)) return;
   const host = readHost(process.env);
-  const engines: EngineKind[] = args.some((arg) => /\.[cm]?ts$/.test(arg))
-    ? ["quickjs", "typescript"]
-    : ["quickjs"];
-  for (const engine of engines) {
+  const typescript = args.some((arg) => /\.[cm]?ts$/.test(arg));
+  for (const engine of typescript ? (["quickjs", "typescript"] as const) : (["quickjs"] as const)) {
     const keeper = launchEngine(engine, "fast-start", "main", host);
     keeper.catch(() => {}); // heard by the sandbox that takes it over
     launched.set(engine, keeper);
@@ -25,6 +31,3 @@ if (process.platform === "linux" && args[0] === "run" && args.length > 1 && !arg
 function rulesOut(arg: string): boolean {
   return arg.startsWith("--hull") || arg === "-h" || arg === "--help";
 }
-
-const { commandLine } = await import("./commands.js");
-await commandLine(launched);
