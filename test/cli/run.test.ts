@@ -225,7 +225,9 @@ describe("exit codes", () => {
     expect(await cli(["run", "-e", "1 + 1"], { command })).toEqual({ code: 0, stdout: "2\n", stderr: "" }); // the control
     const refused = await cli(["run", "-e", "1 + 1", "--require-cgroup"], { command });
     expect(refused).toMatchObject({ code: 4, stdout: "" });
-    expect(refused.stderr).toMatch(/this host cannot: no usable cgroup: .*\n {4}.*(Delegate=yes|run as root)/);
+    expect(refused.stderr).toMatch(
+      /this host cannot: no usable cgroup: .*\n {4}.*(Delegate=yes|run as root)/,
+    );
   });
 
   test("5, with the stack, for a fault of our own", async () => {
