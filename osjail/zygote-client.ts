@@ -101,7 +101,7 @@ export class Zygote {
   readonly #pid: number;
   readonly #workers = new Map<number, JailedWorker>();
   readonly #waitingForPidfd = new Map<number, JailedWorker>();
-  #slots: Slot[] = [];
+  readonly #slots: Slot[] = [];
   readonly #slotBytes: number[] = [];
   #freeSlots: number[] = [];
   #inheritedFilters = 0;
@@ -223,10 +223,16 @@ export class Zygote {
   #hear(event: ZygoteEvent): void {
     switch (event.event) {
       case "tree":
-        this.#slots = (event.cgroups as SlotPaths[]).map((paths) => Slot.open(paths));
+        try {
+          for (const paths of event.cgroups as SlotPaths[]) this.#slots.push(Slot.open(paths));
+        } catch (error) {
+          // A keeper that failed next has removed its cgroups already: its own words, if they come, are the better ones.
+          this.#failure = new JailError("cgroup", textOf(error), { cause: error });
+        }
         this.#freeSlots = Array.from({ length: this.plan.slots }, (_, i) => this.plan.slots - 1 - i);
         return;
       case "ready":
+        if (this.#failure !== undefined) return void this.stop();
         this.refusal = event.refusal;
         this.probes = event.probes;
         this.#inheritedFilters = filterCount(this.#pid);
@@ -281,8 +287,14 @@ export class Zygote {
     }
     this.#workers.clear();
     for (const slot of this.#slots) slot.close();
-    trySys("wait4", this.#pid, 0, WAIT.WNOHANG, 0); // EOF came from its exit; nobody else waits for it
-    this.#end();
+    this.#bury(1000);
+  }
+
+  /** Its descriptors are closed, its exit is a matter of moments; nobody else waits for it. */
+  #bury(tries: number): void {
+    const stillThere = trySys("wait4", this.#pid, 0, WAIT.WNOHANG, 0) === 0;
+    if (stillThere && tries > 0) setTimeout(() => this.#bury(tries - 1), 1);
+    else this.#end();
   }
 
   /** What the keeper wrote to its standard error, should it have crashed: at most 4 KiB. */
