@@ -18,7 +18,7 @@ const EXPECTED: Readonly<Record<string, (run: Finished) => void>> = {
   },
   "library.mjs": (run) => {
     expect(run).toMatchObject({ code: 0, stderr: "" });
-    expect(run.stdout).toBe("polite: hello, Ada\nfaulty: threw TypeError\nendless: stopped by language\n");
+    expect(run.stdout).toBe("polite: hello, Ada\nfaulty: threw TypeError\nendless: stopped by wall-time\n");
   },
 };
 
