@@ -16,7 +16,7 @@ try {
     const outcome = outcomes[i];
     if (outcome.status === "ok") console.log(`${name}: ${outcome.value}`);
     else if (outcome.status === "threw") console.log(`${name}: threw ${outcome.error.name}`);
-    else console.log(`${name}: ${outcome.status} by ${outcome.stop?.layer}`);
+    else console.log(`${name}: ${outcome.status} by ${outcome.stop?.reason}`);
   }
 } finally {
   await sandbox.close();
