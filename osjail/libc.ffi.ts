@@ -97,6 +97,18 @@ export function rawSyscall(nr: number, ...args: Word[]): number {
   return answer.value === -1 ? -answer.errnoCode : answer.value;
 }
 
+/**
+ * Gives the C heap's free pages back to the kernel: what a process that forks does not hold, its children need not
+ * copy. Where libc has no malloc_trim (musl), nothing happens. man 3 malloc_trim
+ */
+export function trimHeap(): void {
+  try {
+    load({ library: libc(), funcName: "malloc_trim", retType: I64, paramsType: [I64], paramsValue: [0] });
+  } catch {
+    // not glibc
+  }
+}
+
 let table: Readonly<Record<string, number>> | undefined;
 
 /** The number of a call on this machine; throws for a call that the architecture does not have. */

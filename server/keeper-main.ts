@@ -1,6 +1,7 @@
 /** The program that becomes keeper, zygote and workers: boots one engine, then never returns to an event loop. */
 import { COMMANDS_FD, keep } from "../osjail/keeper.js";
 import { readSetup } from "../osjail/setup.js";
+import { trimHeap } from "../osjail/libc.ffi.js";
 import type { JailPlan } from "../osjail/plan.js";
 import { loadEngine, type EngineKind } from "./engines.js";
 import { rehearse, serveWorker } from "./worker.js";
@@ -16,5 +17,7 @@ if (setup === undefined) process.exit(0); // launched ahead of a wish that never
 const image = await engine.boot({ memoryMb: setup.memoryMb });
 rehearse(image, 12);
 image.warm();
-(globalThis as { gc?: () => void }).gc?.();
+// Whatever the boot left lying about, every worker would inherit as page tables and copies.
+(globalThis as { gc?: (how: object) => void }).gc?.({ type: "major", execution: "sync", flavor: "last-resort" });
+trimHeap();
 keep(setup.plan, (port) => serveWorker(image, port));
