@@ -18,6 +18,10 @@ const image = await engine.boot({ memoryMb: setup.memoryMb });
 rehearse(image, 12);
 image.warm();
 // Whatever the boot left lying about, every worker would inherit as page tables and copies.
-(globalThis as { gc?: (how: object) => void }).gc?.({ type: "major", execution: "sync", flavor: "last-resort" });
+(globalThis as { gc?: (how: object) => void }).gc?.({
+  type: "major",
+  execution: "sync",
+  flavor: "last-resort",
+});
 trimHeap();
 keep(setup.plan, (port) => serveWorker(image, port));
