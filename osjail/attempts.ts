@@ -6,7 +6,8 @@
  */
 import fs from "node:fs";
 import { CAPABILITY_VERSION_3, CLONE, CLONE_ARGS, MAP, O, PR, PROT, PTRACE, RLIMIT, SIG, WAIT, errnoName, exited, stopSignal, termSignal } from "./abi/linux.js"; // prettier-ignore
-import { CgroupTree, detectCgroups, REAL_FILES } from "./cgroup.js";
+import { detectCgroups, REAL_FILES } from "./cgroup.js";
+import { CgroupTree } from "./cgroup-tree.js";
 import { enterEmptyRoot, FilterProgram, installFilter } from "./enter.js";
 import { landlockAbi, landlockRules, restrictSelf } from "./landlock.js";
 import { hostArch, KernelError, Memory, sys, syscallNumber, trySys } from "./libc.ffi.js";

@@ -5,7 +5,8 @@
  */
 import fs from "node:fs";
 import { CLONE, CLONE_ARGS, O, POLL, POLLFD, SIG, SIGSET_SIZE, WAIT } from "./abi/linux.js";
-import { CgroupTree, detectCgroups, REAL_FILES, sweepCgroups } from "./cgroup.js";
+import { detectCgroups, REAL_FILES } from "./cgroup.js";
+import { CgroupTree, sweepCgroups } from "./cgroup-tree.js";
 import { JailError, type JailErrorCode } from "./errors.js";
 import { Memory, sys, trySys } from "./libc.ffi.js";
 import type { JailPlan } from "./plan.js";

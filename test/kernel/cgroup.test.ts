@@ -5,19 +5,13 @@
 import { spawn, type ChildProcess } from "node:child_process";
 import * as fs from "node:fs";
 import { afterEach, describe, expect, it } from "vitest";
-import {
-  CgroupError,
-  CgroupTree,
-  detectCgroups,
-  ownerName,
-  Slot,
-  sweepCgroups,
-  type SlotPaths,
-} from "#osjail/cgroup";
+import { CgroupError, detectCgroups, ownerName } from "#osjail/cgroup";
+import { Slot, type SlotPaths } from "#osjail/cgroup-slot";
+import { CgroupTree, sweepCgroups } from "#osjail/cgroup-tree";
 
 const MIB = 1 << 20;
 const support = detectCgroups();
-const MODULE = new URL("../../dist/osjail/cgroup.js", import.meta.url).href;
+const MODULE = new URL("../../dist/osjail/cgroup-tree.js", import.meta.url).href;
 
 const children: ChildProcess[] = [];
 const trees: CgroupTree[] = [];

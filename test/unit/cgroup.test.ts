@@ -5,16 +5,15 @@ import { describe, expect, it } from "vitest";
 import {
   CGROUP_ERRORS,
   CgroupError,
-  CgroupTree,
   detectCgroups,
   ownerName,
   parseOwnerName,
   parseStat,
-  Slot,
-  sweepCgroups,
   type CgroupSupport,
   type FileView,
 } from "#osjail/cgroup";
+import { Slot } from "#osjail/cgroup-slot";
+import { CgroupTree, sweepCgroups } from "#osjail/cgroup-tree";
 
 /** A file tree as a value: contents by path, and which paths may be written ("*": all that exist). */
 function fake(files: Record<string, string>, writable: string[] | "*" = []): FileView {
