@@ -114,7 +114,7 @@ function sealWritableCode(): void {
 function limitForAll(): void {
   for (const name of ["CORE", "FSIZE", "MEMLOCK", "MSGQUEUE", "NICE", "RTPRIO"] as const)
     setLimit(RLIMIT[name], 0);
-  setLimit(RLIMIT.STACK, 8 * 1024 * 1024);
+  setLimit(RLIMIT.STACK, Math.min(8 * 1024 * 1024, hardLimit(RLIMIT.STACK)));
 }
 
 const limitBuffer = new Memory(16);
@@ -123,6 +123,11 @@ function setLimit(resource: number, value: number): void {
   limitBuffer.bytes.writeBigUInt64LE(BigInt(value), 0);
   limitBuffer.bytes.writeBigUInt64LE(BigInt(value), 8);
   sys("prlimit64", 0, resource, limitBuffer, 0);
+}
+
+function hardLimit(resource: number): number {
+  sys("prlimit64", 0, resource, 0, limitBuffer);
+  return Number(limitBuffer.bytes.readBigUInt64LE(8));
 }
 
 /**

@@ -482,6 +482,11 @@ async function tell(error: unknown): Promise<number> {
     await say(`this host cannot: ${error.message}`, (error as Error & { remedy?: string }).remedy);
     return EXIT.hostCannot;
   }
+  const { code } = error as NodeJS.ErrnoException;
+  if (code === "EMFILE" || code === "ENFILE") {
+    await say("this host cannot: too many open files", "Raise the limit: ulimit -n 1024");
+    return EXIT.hostCannot;
+  }
   const detail = error instanceof Error ? (error.stack ?? error.message) : String(error);
   await say(`this is a bug of doublehull; please report it with these lines:\n${detail}`);
   return EXIT.bug;
