@@ -67,6 +67,8 @@ export interface DecodeLimits {
   /** Containers within containers; 64 if absent. */
   readonly maxDepth?: number;
   readonly maxNodes: number;
+  /** Asked now and then while a Map or Set is filled: true ends the decoding as "too-large". */
+  readonly expired?: () => boolean;
   /** Without it, a reference is malformed. What it throws, `decode` throws. */
   readonly resolve?: (kind: Reference["kind"], id: number) => unknown;
 }
@@ -521,6 +523,7 @@ export function codec(): Codec {
     nodesLeft: number;
     readonly maxDepth: number;
     readonly resolve: DecodeLimits["resolve"];
+    readonly expired: DecodeLimits["expired"];
     readonly chunks: readonly Uint8Array[];
     chunk = 0;
     /** Bytes taken from the current chunk. */
@@ -531,6 +534,7 @@ export function codec(): Codec {
       this.nodesLeft = limits.maxNodes;
       this.maxDepth = option(limits, "maxDepth") ?? defaultDepth;
       this.resolve = option(limits, "resolve");
+      this.expired = option(limits, "expired");
       this.chunks = isArray(blobs) ? (blobs as readonly Uint8Array[]) : [blobs as Uint8Array];
       for (let index = 0; index < this.chunks.length; index += 1) {
         this.bytesLeft += run(typedLength, this.chunks[index], []);
@@ -655,6 +659,7 @@ export function codec(): Codec {
         case "m": {
           const map = new RealMap();
           for (let index = 1; index < length; index += 2) {
+            if (index % 256 === 1) this.hurry();
             const key = this.value(wire[index], depth + 1);
             if (run(mapHas, map, [key]) === true) this.bad("a key that stands twice");
             run(mapSet, map, [key, this.value(wire[index + 1], depth + 1)]);
@@ -665,6 +670,7 @@ export function codec(): Codec {
           tag satisfies "s";
           const set = new RealSet();
           for (let index = 1; index < length; index += 1) {
+            if (index % 256 === 0) this.hurry();
             const item = this.value(wire[index], depth + 1);
             if (run(setHas, set, [item]) === true) this.bad("an item that stands twice");
             run(setAdd, set, [item]);
@@ -672,6 +678,11 @@ export function codec(): Codec {
           return set;
         }
       }
+    }
+
+    /** Keys can be chosen to collide in a hash table, and then each costs as much as all before it. */
+    hurry(): void {
+      if (this.expired?.() === true) throw new CodecError("too-large", "wire", "it takes too long to build");
     }
 
     bigint(digits: unknown): bigint {

@@ -97,6 +97,9 @@ export async function launchKeeper(options: KeeperLaunch): Promise<LaunchedKeepe
   }
 }
 
+/** man 2 shutdown */
+const SHUT_WR = 1;
+
 const textOf = (error: unknown) => (error instanceof Error ? error.message : String(error));
 
 export class Zygote {
@@ -108,6 +111,8 @@ export class Zygote {
   alive = true;
   /** Workers ever forked. */
   forks = 0;
+  /** Called when a worker has been buried and there is room for another. */
+  onFree: (() => void) | undefined;
   readonly #events: net.Socket;
   readonly #commands: DescriptorSocket;
   readonly #diagnostics: number;
@@ -170,9 +175,9 @@ export class Zygote {
 
   /** Asks for a worker; `undefined` when no slot is free or the zygote is gone. Its socket is usable at once. */
   fork(): JailedWorker | undefined {
-    const slot = this.alive ? this.#freeSlots.pop() : undefined;
-    if (slot === undefined) return undefined;
+    if (!this.alive || this.#freeSlots.length === 0) return undefined;
     const [mine, theirs] = socketPair();
+    const slot = this.#freeSlots.pop() as number;
     const id = ++this.forks;
     let sent = false;
     try {
@@ -224,11 +229,8 @@ export class Zygote {
       this.alive = false;
       this.#events.ref();
       for (const worker of this.#workers.values()) worker.kill();
-      try {
-        this.#commands.send({ command: COMMAND.STOP, id: 0, slot: 0, fd: undefined }, false);
-      } catch {
-        // already gone: `close` comes by itself
-      }
+      // The end of the stream is the order to stop: it reaches the zygote behind any number of queued commands.
+      trySys("shutdown", this.#commands.fd, SHUT_WR);
     }
     await this.ended;
   }
@@ -248,7 +250,12 @@ export class Zygote {
         if (this.#failure !== undefined) return void this.stop();
         this.refusal = event.refusal;
         this.probes = event.probes;
-        this.#inheritedFilters = filterCount(this.#pid);
+        try {
+          this.#inheritedFilters = filterCount(this.#pid);
+        } catch (error) {
+          this.#failure = new JailError("attestation", textOf(error), { cause: error });
+          return void this.stop();
+        }
         return this.#ready.resolve();
       case "forked":
         return this.#takePidfd();
@@ -273,9 +280,11 @@ export class Zygote {
 
   #takePidfd(): void {
     const record = this.#commands.receive(false);
-    if (record === undefined || record.fd === undefined) return;
+    if (record === undefined) return;
     const worker = this.#waitingForPidfd.get(record.id);
     this.#waitingForPidfd.delete(record.id);
+    // Without a descriptor we are out of them: a worker that we could not kill or look at is none of ours.
+    if (record.fd === undefined) return worker?.refuse();
     if (worker === undefined || !worker.adopt(record.fd)) sys("close", record.fd);
   }
 
@@ -283,7 +292,9 @@ export class Zygote {
     // The pidfd may still be on its way when a worker dies at once: its record must not meet another worker.
     this.#workers.delete(worker.id);
     worker.finish(exit);
-    if (this.alive) this.#freeSlots.push(worker.slot);
+    if (!this.alive) return;
+    this.#freeSlots.push(worker.slot);
+    this.onFree?.();
   }
 
   #gone(): void {
@@ -364,11 +375,25 @@ export class JailedWorker {
   /** Takes the pidfd that the zygote sent; false if the worker has ended meanwhile (the caller closes it). */
   adopt(pidfd: number): boolean {
     if (this.dead) return false;
+    let info: string;
+    try {
+      info = fs.readFileSync(`/proc/self/fdinfo/${pidfd}`, "latin1");
+    } catch {
+      this.refuse();
+      return false;
+    }
     this.#pidfd = pidfd;
-    const info = fs.readFileSync(`/proc/self/fdinfo/${pidfd}`, "latin1");
     this.pid = Number(/^Pid:\s*(-?\d+)/m.exec(info)?.[1] ?? 0);
     this.#forked.resolve();
     return true;
+  }
+
+  /** Gives a worker up that we have no hold of. */
+  refuse(): void {
+    this.zygote.killByZygote(this.id);
+    this.#forked.reject(
+      new JailError("zygote-lost", "a worker's descriptor could not be taken: too many open files?"),
+    );
   }
 
   /** Remembers what the image weighs and sets the limits from outside. man 2 prlimit */

@@ -4,7 +4,7 @@
  * loop over two descriptors: the supervisor's commands and the deaths of children. It is also its workers' tracer,
  * which is how a refused system call gets a name.
  */
-import { CLONE, CLONE_ARGS, O, POLL, POLLFD, PROT, MAP, PTRACE, RUSAGE, SIG, SIG_BLOCK, SIGSET_SIZE, WAIT, stopSignal, termSignal } from "./abi/linux.js"; // prettier-ignore
+import { CLONE, CLONE_ARGS, F, O, POLL, POLLFD, PROT, MAP, PTRACE, RUSAGE, SIG, SIG_BLOCK, SIGSET_SIZE, WAIT, stopSignal, termSignal } from "./abi/linux.js"; // prettier-ignore
 import { COMMAND, DescriptorSocket } from "./descriptors.js";
 import { enterZygote, lockDown, workerFilter, type LockDownKit } from "./enter.js";
 import { JailError } from "./errors.js";
@@ -288,7 +288,7 @@ class Zygote {
 
   /** A locked-down worker attempts getppid; undefined where it could not be traced. */
   #probeFilter(): { signal: number; nr: number } | undefined {
-    const socket = sys("dup3", this.links.commands, PROBE_FD, 0);
+    const socket = sys("fcntl", this.links.commands, F.DUPFD_CLOEXEC, 10);
     const { pid, pidfd } = this.#spawn(0, socket, () => {
       trySys("getppid");
       return exitGroup(0);
@@ -340,7 +340,6 @@ class Zygote {
 }
 
 const CHILD_FAILED = 125;
-const PROBE_FD = 900;
 
 interface Acts {
   open: number;

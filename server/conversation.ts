@@ -27,8 +27,19 @@ const SOFT_GRACE_MS = 20;
 /** Sleeps of the guest's timers that may be asked for at once by an honest worker: one a due time. */
 const MAX_SLEEPS = 1024;
 
+/** The supervisor's own answers are short, whatever a call may carry. */
+const OWN_ANSWER_BYTES = 4096;
+
+/** Most time that building one result may take: a script can choose keys that collide in V8's hash tables, ms. */
+const DECODE_MS = 100;
+
 /** The line with which an honest worker passes its log limit, at its longest. */
 const LOG_SLACK_BYTES = 256 * 1024;
+
+function within(ms: number): () => boolean {
+  const end = performance.now() + ms;
+  return () => performance.now() > end;
+}
 
 /** What the run ended with, before usage and logs are added. */
 type Ending =
@@ -95,7 +106,14 @@ class Conversation {
         if (this.#ended) return;
       }
     } catch (error) {
-      if (!(error instanceof ProtocolError)) throw error;
+      // Whatever a worker's bytes can make us throw ends that worker, and nothing else.
+      if (!(error instanceof ProtocolError)) {
+        return this.#stop({
+          reason: "protocol",
+          layer: "supervisor",
+          detail: "a message that could not be handled",
+        });
+      }
       if (error.code === "too-large")
         return this.#stop({ reason: "output", layer: "supervisor", detail: error.message });
       this.#stop({ reason: "protocol", layer: "supervisor", detail: error.message });
@@ -179,12 +197,7 @@ class Conversation {
 
   #answer(id: number, ok: boolean, value: unknown): void {
     this.parked.connection.answered(id);
-    const limits = {
-      maxBytes: this.run.limits.callBytes,
-      maxNodes: 100_000,
-      root: "answer",
-      omitStacks: true,
-    };
+    const limits = { maxBytes: OWN_ANSWER_BYTES, maxNodes: 64, root: "answer", omitStacks: true };
     this.#send(encodeMessage({ kind: "reply", id, nowMs: Date.now(), ok, value: encode(value, limits) }));
   }
 
@@ -197,10 +210,24 @@ class Conversation {
         return this.#stop({ reason: "output", layer: "supervisor", limit: limits.resultBytes, measured });
       }
       try {
-        const value = decode(result.value.wire, result.value.blob, { maxDepth: 64, maxNodes: 1_000_000 });
+        const value = decode(result.value.wire, result.value.blob, {
+          maxDepth: 64,
+          maxNodes: 1_000_000,
+          expired: within(DECODE_MS),
+        });
         return this.#end({ status: "ok", value });
       } catch (error) {
         if (!isCodecError(error)) throw error;
+        if (error.code === "too-large") {
+          const detail = "the result takes too long to build";
+          return this.#stop({
+            reason: "output",
+            layer: "supervisor",
+            limit: limits.resultBytes,
+            measured,
+            detail,
+          });
+        }
         return this.#stop({ reason: "protocol", layer: "supervisor", detail: "the result is no value" });
       }
     }
@@ -274,6 +301,10 @@ class Conversation {
       if (this.#ended) return;
       const { worker } = this.parked;
       const peakMemoryBytes = worker.peakBytes(exit);
+      if (this.parked.closed()) {
+        const detail = "the sandbox was closed";
+        return this.#end({ status: "stopped", stop: { reason: "lost", layer: "supervisor", detail } }, exit);
+      }
       const death = {
         exit,
         oomKilled: worker.oomKilled(),

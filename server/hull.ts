@@ -35,6 +35,8 @@ export interface Hull {
   readonly forks: number;
   readonly ended: Promise<void>;
   readonly layers: Layers;
+  /** Called when there is room for a worker again. */
+  onFree: (() => void) | undefined;
   /** A worker on its way; undefined when there is no room. Resolves when it is parked and attested. */
   fork(): Promise<ParkedWorker> | undefined;
   stop(): Promise<void>;
@@ -65,6 +67,8 @@ export class ParkedWorker {
     readonly arch: Arch,
     maximum: Limits,
     readonly lower: ((limits: Limits) => void) | undefined,
+    /** Whether the hull was closed: then its workers' deaths are our own doing. */
+    readonly closed: () => boolean = () => false,
   ) {
     this.cpuSeconds = cpuSecondsFor(maximum);
     worker.socket.on("data", (chunk: Buffer) => this.#hear(chunk));
@@ -120,7 +124,7 @@ export function connectionLimits(limits: Limits): ConnectionLimits {
     // The codec counts UTF-16 units, of which one may take three bytes; a log line may take a MiB.
     maxTextBytes: 3 * largest + MiB,
     maxBlobBytes: largest,
-    maxFrames: 100_000 + 4 * limits.hostCalls,
+    maxFrames: 1_000_000 + 4 * limits.hostCalls + limits.logBytes / 16,
     maxBytesIn: 16 * MiB + 4 * limits.resultBytes + 8 * limits.logBytes + limits.hostCalls * limits.callBytes,
     // Timers make calls too; the broker's limit on host calls is counted apart.
     maxCalls: 1_000_000 + limits.hostCalls,
@@ -168,12 +172,11 @@ export async function launchEngine(
 /** Starts a zygote for the engine. Throws JailError naming the layer that is missing. */
 export async function startJail(options: JailOptions): Promise<Hull> {
   const { limits, engine } = options;
-  const cgroupBytes = (memoryMb: number) => (memoryMb + WORKER_OVERHEAD_MB) * MiB;
   const plan: JailPlan = planJail(options.host, {
     profile: engine,
     requireCgroup: options.requireCgroup,
     slots: options.slots,
-    maxMemoryBytes: cgroupBytes(limits.memoryMb),
+    maxMemoryBytes: (limits.memoryMb + WORKER_OVERHEAD_MB) * MiB,
     coreScheduling: options.coreScheduling,
     speculation: options.speculation,
     without: [],
@@ -185,11 +188,13 @@ export async function startJail(options: JailOptions): Promise<Hull> {
 }
 
 class JailHull implements Hull {
+  onFree: (() => void) | undefined;
   readonly layers: Layers;
   constructor(
     readonly zygote: Zygote,
     readonly options: JailOptions,
   ) {
+    zygote.onFree = () => this.onFree?.();
     this.layers = { hull: "double", engine: options.engine, kernel: zygote.plan.layers };
   }
   get alive(): boolean {
@@ -204,7 +209,9 @@ class JailHull implements Hull {
   get ended(): Promise<void> {
     return this.zygote.ended;
   }
+  #stopping = false;
   stop(): Promise<void> {
+    this.#stopping = true;
     return this.zygote.stop();
   }
 
@@ -224,7 +231,7 @@ class JailHull implements Hull {
         if (worker.cpuMs() === undefined) throw new JailError("zygote-lost", "a parked worker has ended");
         worker.limit(workerLimits(wanted));
       };
-      return new ParkedWorker(worker, connection, this.zygote.plan.arch, limits, lower);
+      return new ParkedWorker(worker, connection, this.zygote.plan.arch, limits, lower, () => this.#stopping);
     });
     return parked.then(async (ready) => {
       try {
@@ -277,6 +284,7 @@ export async function startLocal(options: HullOptions): Promise<Hull> {
 }
 
 class LocalHull implements Hull {
+  onFree: (() => void) | undefined;
   readonly layers: Layers;
   readonly ended: Promise<void>;
   alive = true;
@@ -305,11 +313,12 @@ class LocalHull implements Hull {
     void worker.exited.then(() => {
       this.#living--;
       this.#children.delete(worker);
+      if (this.alive) this.onFree?.();
       if (!this.alive && this.#living === 0) this.#end();
     });
     return awaitParked(worker, this.options.limits, (connection) => {
       const arch = process.arch === "arm64" ? "aarch64" : "x86_64";
-      return new ParkedWorker(worker, connection, arch, this.options.limits, undefined);
+      return new ParkedWorker(worker, connection, arch, this.options.limits, undefined, () => !this.alive);
     });
   }
   async stop(): Promise<void> {

@@ -14,17 +14,17 @@ export const LIMITS = {
   cpuMs: { default: 1000, min: 10, max: 3_600_000, stops: "burning CPU while the wall clock is generous" },
   memoryMb: { default: 64, min: 16, max: 1024, stops: "allocating until the host swaps (MiB)" },
   stackKb: { default: 256, min: 16, max: 1024, stops: "recursion without end (KiB of the engine's stack)" },
-  sourceBytes: { default: 1_048_576, min: 1, max: 16_777_216, stops: "sources that take for ever to parse" },
+  sourceBytes: { default: 1_048_576, min: 1, max: 4_194_304, stops: "sources that take for ever to parse" },
   resultBytes: {
     default: 1_048_576,
     min: 16,
-    max: 16_777_216,
+    max: 4_194_304,
     stops: "results that fill the supervisor's memory",
   },
   logBytes: {
     default: 65_536,
     min: 0,
-    max: 16_777_216,
+    max: 524_288,
     stops: "log floods; what is over is cut, not killed",
   },
   hostCalls: { default: 1000, min: 0, max: 10_000_000, stops: "hammering capabilities" },
@@ -32,7 +32,7 @@ export const LIMITS = {
   callBytes: {
     default: 1_048_576,
     min: 16,
-    max: 16_777_216,
+    max: 4_194_304,
     stops: "arguments that fill the supervisor's memory",
   },
 } as const satisfies Record<string, LimitRow>;
@@ -46,7 +46,13 @@ export const FIXED_LIMITS = {
   openFiles: { value: 1, held: "seccomp, RLIMIT_NOFILE, empty root" },
 } as const;
 
-/** Memory of a worker that is not the guest's: pages of the image that it writes, copies of source and result. */
+/** Most bytes of a run's input, as the codec writes it: the caller's own, so it is no limit to be asked for. */
+export const INPUT_BYTES = 2 * 1024 * 1024;
+
+/**
+ * Memory of a worker that is not the guest's, MiB: pages of the image that it writes, and the copies of source, input
+ * and result on their way (the text, its parsed form, its UTF-16 form, the frame). The largest of those limits fit in.
+ */
 export const WORKER_OVERHEAD_MB = 24;
 
 export const DEFAULT_LIMITS = Object.fromEntries(

@@ -89,7 +89,8 @@ export class Pool {
   acquire(tenant: string, signal: AbortSignal | undefined): Promise<Lease> {
     if (this.#closed) return Promise.reject(new SandboxError("closed", "the sandbox is closed"));
     if (signal?.aborted) return Promise.reject(signal.reason as Error);
-    if (this.#waiting >= this.#options.maxQueue && !this.#canServeNow()) {
+    const startable = Math.max(0, this.#options.maxConcurrent - this.#running);
+    if (this.#waiting >= this.#options.maxQueue + startable) {
       const queued = `${this.#waiting} runs are waiting (maxQueue ${this.#options.maxQueue})`;
       return Promise.reject(new SandboxError("overloaded", queued));
     }
@@ -126,10 +127,6 @@ export class Pool {
   }
 
   // -- who is next --------------------------------------------------------------------------------------------------
-
-  #canServeNow(): boolean {
-    return this.#running < this.#options.maxConcurrent && (this.#current?.ready.length ?? 0) > this.#waiting;
-  }
 
   #withdraw(tenant: string, waiter: Waiter): boolean {
     const queue = this.#queues.get(tenant);
@@ -207,7 +204,12 @@ export class Pool {
   }
 
   #fork(generation: Generation): boolean {
-    const forked = generation.hull.fork();
+    let forked: Promise<ParkedWorker> | undefined;
+    try {
+      forked = generation.hull.fork();
+    } catch (error) {
+      forked = Promise.reject(asSandboxError(error)); // out of descriptors, most likely: counted like any other failure
+    }
     if (forked === undefined) return false;
     generation.forking++;
     forked.then(
@@ -262,6 +264,7 @@ export class Pool {
       retired: false,
     };
     this.#generations.add(generation);
+    hull.onFree = () => this.#pump();
     const previous = this.#current;
     this.#current = generation;
     void hull.ended.then(() => this.#ended(generation));

@@ -13,7 +13,14 @@ import { converse } from "./conversation.js";
 import type { EngineKind, ImageKind } from "./engines.js";
 import { SandboxError } from "./errors.js";
 import { startJail, startLocal, type Hull, type HullOptions } from "./hull.js";
-import { completeLimits, LIMITS, type LimitName, type Limits, type PartialLimits } from "./limits.js";
+import {
+  completeLimits,
+  INPUT_BYTES,
+  LIMITS,
+  type LimitName,
+  type Limits,
+  type PartialLimits,
+} from "./limits.js";
 import type { Outcome, ScriptError, Stop } from "./outcome.js";
 import {
   createSchema,
@@ -100,6 +107,10 @@ export class Sandbox {
     if (this.#closed) throw new SandboxError("closed", "the sandbox is closed");
     if (typeof source !== "string") {
       throw new SandboxError("bad-option", "source must be a string", { field: "source" });
+    }
+    if (Object.hasOwn(options.modules ?? {}, "__proto__")) {
+      const field = "modules.__proto__";
+      throw new SandboxError("bad-option", `${field} cannot be a module's name: choose another`, { field });
     }
     const given = parse(runSchema, options);
     const limits = this.#limitsFor(given.limits ?? {});
@@ -267,6 +278,7 @@ export class Sandbox {
       case "threw":
         return { ...outcome, error: withExcerpt(outcome.error, modules) };
       case "stopped": {
+        if (outcome.stop.reason === "lost") return outcome; // nothing is wrong with the source
         const detail = `the TypeScript could not be parsed: ${outcome.stop.reason}`;
         return { ...outcome, stop: { reason: "source", layer: outcome.stop.layer, detail } };
       }
@@ -293,12 +305,16 @@ export class Sandbox {
     const key = this.#options.zygotePerTenant ? tenant : NO_TENANT;
     let pool = this.#pools.get(key);
     if (pool === undefined) {
-      if (this.#pools.size >= MAX_TENANT_ZYGOTES) await this.#evictIdle();
-      pool = this.#newPool("quickjs", this.#limits, {
-        parked: this.#options.parked ?? 2,
-        image: this.#options.image ?? "auto",
-      });
-      pool.catch(() => this.#pools.delete(key));
+      const full = this.#pools.size >= MAX_TENANT_ZYGOTES;
+      const [parked, image] = [this.#options.parked ?? 2, this.#options.image ?? "auto"];
+      const start = () => {
+        if (this.#closed) throw new SandboxError("closed", "the sandbox is closed");
+        return this.#newPool("quickjs", this.#limits, { parked, image });
+      };
+      // In the map before anything is awaited: runs of one tenant that come together share it, and close() finds it.
+      pool = full ? this.#evictIdle().then(start) : start();
+      const made = pool;
+      pool.catch(() => this.#pools.get(key) === made && this.#pools.delete(key));
     }
     this.#pools.delete(key);
     this.#pools.set(key, pool); // at the end: most recently used
@@ -311,8 +327,8 @@ export class Sandbox {
 
   async #evictIdle(): Promise<void> {
     for (const [key, pending] of this.#pools) {
-      const pool = await pending;
-      if (!pool.idle) continue;
+      const pool = await pending.catch(() => undefined);
+      if (pool?.idle !== true || this.#pools.get(key) !== pending) continue;
       this.#pools.delete(key);
       return pool.close();
     }
@@ -373,7 +389,7 @@ export class Sandbox {
 function encodeInput(input: unknown): { text: string; blobs: Uint8Array[] } {
   try {
     return encode(input, {
-      maxBytes: 16 * 1024 * 1024,
+      maxBytes: INPUT_BYTES,
       maxNodes: 1_000_000,
       root: "input",
       omitStacks: true,
@@ -401,9 +417,11 @@ function checkStripped(value: unknown, modules: [string, string][]): string[] {
 
 /** Puts the line that is wrong, and a mark below the column, after the message. */
 function withExcerpt(error: ScriptError, modules: [string, string][]): ScriptError {
-  const match = /at (.*):(\d+):(\d+)$/.exec(error.stack);
+  // All of this is a worker's word: short enough to look at, and the column within the line.
+  const match = /at (.*):(\d+):(\d+)$/.exec(error.stack.slice(-300));
   const source = modules.find(([name]) => name === match?.[1])?.[1];
   const line = source?.split("\n")[Number(match?.[2]) - 1];
-  if (line === undefined || line.length > 200) return error;
-  return { ...error, message: `${error.message}\n  ${line}\n  ${" ".repeat(Number(match?.[3]) - 1)}^` };
+  const column = Number(match?.[3]);
+  if (line === undefined || line.length > 200 || !(column >= 1 && column <= line.length + 1)) return error;
+  return { ...error, message: `${error.message}\n  ${line}\n  ${" ".repeat(column - 1)}^` };
 }

@@ -38,18 +38,22 @@ export function verdict(death: Death, limits: Limits): Stop {
   }
   const memory = { limit: limits.memoryMb * 1024 * 1024, measured: death.peakMemoryBytes };
   if (death.oomKilled) return { reason: "memory", layer: "cgroup", ...memory };
+  const refused = exit.refusedCall;
+  const name =
+    refused === undefined ? undefined : (syscallName(death.arch, refused) as SyscallName | undefined);
+  const ofAbort = name !== undefined && ABORT_PATH.has(name);
+  // An attack must not hide behind a limit that is nearly used up; only V8's own way to die may be such a limit's doing.
+  if (refused !== undefined && !ofAbort) {
+    return { reason: "syscall", layer: "seccomp", syscall: name ?? `#${refused}` };
+  }
   const signal = termSignal(exit.status);
-  // RLIMIT_CPU is measured in ticks, rusage in time run: on a busy machine they are ten per cent apart and more.
-  if ((signal === SIG.KILL || signal === SIG.XCPU) && exit.cpuMs >= death.cpuSeconds * 750) {
+  const killed = refused === undefined && (signal === SIG.KILL || signal === SIG.XCPU);
+  // The limit is counted in ticks and the usage in run time: under load the two differ.
+  if (killed && exit.cpuMs >= death.cpuSeconds * 750) {
     return { reason: "cpu-time", layer: "rlimit", limit: limits.cpuMs, measured: exit.cpuMs };
   }
   if (death.peakMemoryBytes >= memory.limit * 0.95) return { reason: "memory", layer: "rlimit", ...memory };
-  if (exit.refusedCall !== undefined) {
-    const name = syscallName(death.arch, exit.refusedCall) as SyscallName | undefined;
-    const syscall = name ?? `#${exit.refusedCall}`;
-    if (name !== undefined && ABORT_PATH.has(name)) return { reason: "crash", layer: "seccomp", syscall };
-    return { reason: "syscall", layer: "seccomp", syscall };
-  }
+  if (ofAbort) return { reason: "crash", layer: "seccomp", syscall: name };
   if (signal === SIG.SYS) return { reason: "syscall", layer: "seccomp" };
   const code = exited(exit.status);
   const detail = signal === undefined ? `exit code ${code}` : `signal ${signal}`;

@@ -15,6 +15,8 @@ import {
   type RunOptions,
 } from "doublehull";
 import { WORKER_OVERHEAD_MB } from "#server/limits";
+
+const OVERHEAD = WORKER_OVERHEAD_MB * 1024 * 1024;
 import {
   busyWorker,
   cgroupDir,
@@ -234,7 +236,7 @@ describe("what the kernel was told about a parked worker", () => {
     const used =
       Number(/^VmData:\s+(\d+) kB/m.exec(fs.readFileSync(`/proc/${pid}/status`, "latin1"))?.[1]) * 1024;
     expect(data - used).toBeGreaterThan(0);
-    expect(data - used).toBeLessThanOrEqual((DEFAULT_LIMITS.memoryMb + WORKER_OVERHEAD_MB) * MiB);
+    expect(data - used).toBeLessThanOrEqual(DEFAULT_LIMITS.memoryMb * MiB + OVERHEAD);
   });
 
   test("its cgroup holds one process and the memory of the sandbox's limit", async (context) => {
@@ -244,7 +246,7 @@ describe("what the kernel was told about a parked worker", () => {
     expect(pids).toMatch(/doublehull-\d+-\d+\/slot-\d+$/);
     expect(fs.readFileSync(`${pids}/pids.max`, "latin1").trim()).toBe("1");
     expect(fs.readFileSync(`${pids}/cgroup.procs`, "latin1").trim()).toBe(String(pid));
-    expect(memoryLimitOf(pid)).toBe((DEFAULT_LIMITS.memoryMb + WORKER_OVERHEAD_MB) * MiB);
+    expect(memoryLimitOf(pid)).toBe(DEFAULT_LIMITS.memoryMb * MiB + OVERHEAD);
   });
 
   test("a run that asked for less is held to less, from outside", async () => {
@@ -254,7 +256,7 @@ describe("what the kernel was told about a parked worker", () => {
     try {
       const { pid } = await busyWorker();
       expect(kernelLimit(pid, "Max cpu time")).toBe(6);
-      if (await hasCgroup()) expect(memoryLimitOf(pid)).toBe((16 + WORKER_OVERHEAD_MB) * MiB);
+      if (await hasCgroup()) expect(memoryLimitOf(pid)).toBe(16 * MiB + OVERHEAD);
     } finally {
       abort.abort();
     }

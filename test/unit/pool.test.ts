@@ -13,6 +13,7 @@ interface FakeWorker {
 }
 
 class FakeHull implements Hull {
+  onFree: (() => void) | undefined;
   alive = true;
   forks = 0;
   stopped = 0;

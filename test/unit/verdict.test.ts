@@ -104,9 +104,12 @@ describe("several causes at once", () => {
   const causes = [
     { reason: "lost", with: { exit: { status: undefined } } },
     { reason: "memory/cgroup", with: { oomKilled: true } },
-    { reason: "cpu-time/rlimit", with: { exit: { status: SIGNAL.KILL, cpuMs: 2000 } } },
-    { reason: "memory/rlimit", with: { peakMemoryBytes: 64 * MiB } },
     { reason: "syscall/seccomp", with: { exit: { refusedCall: NR.openat } } },
+    {
+      reason: "cpu-time/rlimit",
+      with: { exit: { status: SIGNAL.KILL, cpuMs: 2000, refusedCall: undefined } },
+    },
+    { reason: "memory/rlimit", with: { peakMemoryBytes: 64 * MiB } },
     { reason: "crash/kernel", with: {} },
   ] as const;
 
