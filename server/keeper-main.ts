@@ -17,11 +17,8 @@ if (setup === undefined) process.exit(0); // launched ahead of a wish that never
 const image = await engine.boot({ memoryMb: setup.memoryMb });
 rehearse(image, 12);
 image.warm();
-// Whatever the boot left lying about, every worker would inherit as page tables and copies.
-(globalThis as { gc?: (how: object) => void }).gc?.({
-  type: "major",
-  execution: "sync",
-  flavor: "last-resort",
-});
+// Whatever the boot left lying about, every worker would inherit as page tables and copies. An ordinary collection: a
+// "last-resort" one also flushes compiled WebAssembly on Node 24, and no worker could compile it again.
+(globalThis as { gc?: () => void }).gc?.();
 trimHeap();
 keep(setup.plan, (port) => serveWorker(image, port));
