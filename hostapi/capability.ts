@@ -1,0 +1,375 @@
+/**
+ * What a capability is: a set of methods with checked arguments, and the ways to weaken it. An object of the host's
+ * that a run was handed is all the authority it has over that thing (Miller, Robust Composition, 2006, chapter 8).
+ *
+ * A capability is immutable and may be granted to any number of runs; what a run used up of it is kept by run. Nothing
+ * may live here that knows a wire, a process or a kind of capability. The broker alone calls `invoke`, with arguments
+ * that `parse` has made from a guest's: a handler never sees an argument that its schema did not describe.
+ */
+import { z } from "zod";
+
+/** Why a call failed, for the guest to tell apart. Handlers throw these; whatever else they throw arrives as `failed`. */
+export const CAPABILITY_ERRORS = {
+  "bad-argument": "an argument is not what the method takes",
+  denied: "no such capability or method, or a rule forbids it",
+  revoked: "the host took the capability back",
+  expired: "the capability was granted for a time that is over",
+  budget: "the budget of calls or bytes is used up",
+  rate: "too many calls in too short a time",
+  quota: "the store is full",
+  "not-found": "there is no such thing",
+  conflict: "it was changed by somebody else, or exists already",
+  timeout: "it took too long",
+  "too-large": "an argument or the answer is over its limit of bytes",
+  unavailable: "the other side cannot be reached",
+  failed: "the capability failed; the host knows why",
+} as const;
+
+export type CapabilityErrorCode = keyof typeof CAPABILITY_ERRORS;
+
+/** Its message and code reach the guest as they are: no host path, address or stack may stand in them. */
+export class CapabilityError extends Error {
+  override readonly name = "CapabilityError";
+  constructor(
+    readonly code: CapabilityErrorCode,
+    message: string,
+    options?: ErrorOptions,
+  ) {
+    super(message, options);
+  }
+}
+
+/** One run, as capabilities see it. The same object for all calls of the run: state by run hangs on it. */
+export interface RunContext {
+  readonly id: string;
+  readonly tenant: string;
+  /** Aborts when the run is over. */
+  readonly signal: AbortSignal;
+  /** Milliseconds since the run began, by a monotonic clock. */
+  elapsedMs(): number;
+}
+
+/** What an audit line may hold besides the decision: short facts, never a secret. */
+export type AuditDetail = Readonly<Record<string, string | number | boolean>>;
+
+/** One call under way. */
+export interface Call {
+  readonly run: RunContext;
+  /** How the guest and the audit know the capability: "kv". */
+  readonly label: string;
+  readonly method: string;
+  /** Of the arguments, as they came over the wire. */
+  readonly argumentBytes: number;
+  /** Largest answer, in bytes as the codec writes it. */
+  readonly maxAnswerBytes: number;
+  /** Aborts when the call is cancelled, over its deadline, or the run ends. Made when first asked for. */
+  readonly signal: AbortSignal;
+  /** Counts bytes that the act moves. Throws CapabilityError `budget` when a budget above is used up. */
+  charge(bytes: number): void;
+  /** From now on `meter` hears of every charge, arguments and answer included. What it throws fails the call. */
+  meter(meter: (bytes: number) => void): void;
+  /** Adds to the audit line of this call. */
+  note(detail: AuditDetail): void;
+  /** Fails the call with this error now, whatever the handler does later. */
+  cancel(error: CapabilityError): void;
+  /** Called once when the call is over, however. */
+  onEnd(listener: () => void): void;
+}
+
+/** A function of the guest's. Lives until the call that brought it ends, unless kept. */
+export interface GuestFunction {
+  /** Resolves to what the guest answered; rejects with GuestError if it threw, CapabilityError if it can be called no more. */
+  (...args: unknown[]): Promise<unknown>;
+  /** Keeps it beyond the call; then the keeper releases it. The guest is not taken for idle meanwhile. */
+  keep(): GuestFunction;
+  /** Lets the guest forget it. Idempotent. */
+  release(): void;
+}
+
+/** What a guest's function threw: guest text. */
+export class GuestError extends Error {
+  override readonly name = "GuestError";
+}
+
+const guestFunctions = new WeakSet<object>();
+/** The broker's: marks what it made. */
+export function asGuestFunction(f: GuestFunction): GuestFunction {
+  guestFunctions.add(f);
+  return f;
+}
+export const isGuestFunction = (value: unknown): value is GuestFunction =>
+  typeof value === "function" && guestFunctions.has(value);
+
+/** Schema of a callback parameter. `ts` is its type in the `.d.ts`. */
+export const callback = (ts = "(...args: any[]) => any"): z.ZodType<GuestFunction> =>
+  z.custom<GuestFunction>(isGuestFunction, "must be a function").meta({ ts });
+
+/** Schema of bytes, at most `max` of them. */
+export const bytes = (max?: number): z.ZodType<Uint8Array> =>
+  z
+    .custom<Uint8Array>((value) => value instanceof Uint8Array, "must be a Uint8Array")
+    .refine((value) => max === undefined || value.byteLength <= max, `must be at most ${max} bytes`)
+    .meta({ ts: "Uint8Array" });
+
+/** `read` leaves the world as it was. */
+export type Effect = "read" | "write";
+export type Params = Readonly<Record<string, z.ZodType>>;
+export type ArgsOf<P extends Params> = { [K in keyof P]: z.output<P[K]> };
+
+export interface Method<P extends Params = Params> {
+  /** One sentence for whoever writes a script; it stands in the `.d.ts`. */
+  doc: string;
+  /** By position, in the order written. Trailing ones may be optional. */
+  params: P;
+  /** Of the answer, for the `.d.ts`; the answer is the handler's and is not checked. */
+  returns?: z.ZodType;
+  effect: Effect;
+  /** Deadline of one call, ms; 30000 if absent. The run's own limits come first. */
+  timeoutMs?: number;
+  /** What the audit line says of the arguments; nothing if absent, for they may be secret. */
+  audit?(this: void, args: ArgsOf<P>): AuditDetail;
+  /** The act. May return any value that can cross, or other capabilities. */
+  run(this: void, args: ArgsOf<P>, call: Call): unknown;
+}
+
+/** Infers a method's argument types. */
+export const method = <P extends Params>(definition: Method<P>): Method => definition as unknown as Method;
+
+type Args = Readonly<Record<string, unknown>>;
+type Invoke = (name: string, args: Args, call: Call) => unknown;
+/** Runs before `next` and may throw, change nothing, or call `call`'s hooks. */
+export type Guard = (name: string, args: Args, call: Call, next: () => unknown) => unknown;
+
+export const DEFAULT_TIMEOUT_MS = 30_000;
+
+export class Capability {
+  /** Kind: "kv". Under which name a run knows it is the grant's matter. */
+  readonly name: string;
+  readonly methods: ReadonlyMap<string, Method>;
+  /** A function rather than an object: its only method is "call". */
+  readonly callable: boolean;
+  readonly #invoke: Invoke;
+  readonly #close: ((run: RunContext) => void) | undefined;
+  /** How it was weakened, in words, strongest first: for `explain` and the audit. */
+  readonly bounds: readonly string[];
+
+  constructor(options: {
+    name: string;
+    methods: ReadonlyMap<string, Method>;
+    invoke: Invoke;
+    callable?: boolean;
+    bounds?: readonly string[];
+    close?: ((run: RunContext) => void) | undefined;
+  }) {
+    this.name = options.name;
+    this.methods = options.methods;
+    this.callable = options.callable ?? false;
+    this.bounds = Object.freeze([...(options.bounds ?? [])]);
+    this.#invoke = options.invoke;
+    this.#close = options.close;
+    Object.freeze(this);
+  }
+
+  /**
+   * The arguments by name. `label` is for messages. Throws CapabilityError: `denied` for a method that it has not,
+   * `bad-argument` naming the parameter.
+   */
+  parse(label: string, name: string, positional: readonly unknown[]): Args {
+    const known = this.methods.get(name);
+    const shown = this.callable ? label : `${label}.${name}`;
+    if (known === undefined) throw new CapabilityError("denied", "there is no such capability or method");
+    const names = Object.keys(known.params);
+    if (positional.length > names.length) {
+      const most = names.length === 0 ? "no arguments" : `at most ${names.length} (${names.join(", ")})`;
+      throw new CapabilityError("bad-argument", `${shown} takes ${most}`);
+    }
+    const args: Record<string, unknown> = {};
+    for (const [at, param] of names.entries()) {
+      const result = (known.params[param] as z.ZodType).safeParse(positional[at]);
+      if (result.success) {
+        args[param] = result.data;
+        continue;
+      }
+      const [issue] = result.error.issues;
+      const where = [param, ...(issue?.path ?? [])].map(String).join(".");
+      throw new CapabilityError("bad-argument", `${shown}: ${where}: ${issue?.message ?? "not accepted"}`);
+    }
+    return args;
+  }
+
+  /** Only the broker calls it, with arguments from `parse`. Returns or throws what the handler does. */
+  invoke(name: string, args: Args, call: Call): unknown {
+    return this.#invoke(name, args, call);
+  }
+
+  /** The broker's: the run is over. */
+  close(run: RunContext): void {
+    this.#close?.(run);
+  }
+
+  /** A weaker one: each call passes `guard` first. `bound` says in words what it forbids. */
+  guarded(bound: string, guard: Guard, methods: ReadonlyMap<string, Method> = this.methods): Capability {
+    return new Capability({
+      name: this.name,
+      methods,
+      callable: this.callable,
+      bounds: [...this.bounds, bound],
+      invoke: (name, args, call) => guard(name, args, call, () => this.#invoke(name, args, call)),
+      close: (run) => this.close(run),
+    });
+  }
+
+  /** Only these methods. Throws TypeError for a method that it has not. */
+  only(...names: string[]): Capability {
+    const kept = new Map<string, Method>();
+    for (const name of names) {
+      const known = this.methods.get(name);
+      if (known === undefined) {
+        throw new TypeError(
+          `${this.name} has no method "${name}"; it has ${[...this.methods.keys()].join(", ")}`,
+        );
+      }
+      kept.set(name, known);
+    }
+    return this.guarded(`only ${names.join(", ")}`, permit, kept);
+  }
+
+  /** Only the methods that leave the world as it was. */
+  readOnly(): Capability {
+    const reading = [...this.methods].filter(([, { effect }]) => effect === "read");
+    return this.guarded("read-only", permit, new Map(reading));
+  }
+
+  /** For each run at most so many calls, and so many bytes in arguments, answers and what the act itself moves. */
+  budget(most: { calls?: number; bytes?: number }): Capability {
+    const spent = new WeakMap<RunContext, { calls: number; bytes: number }>();
+    const { calls = Infinity, bytes: most_ = Infinity } = most;
+    const words = [
+      calls === Infinity ? "" : `${calls} calls`,
+      most_ === Infinity ? "" : `${most_} bytes`,
+    ].filter((word) => word !== "");
+    return this.guarded(`at most ${words.join(" and ")} a run`, (_name, _args, call, next) => {
+      const used = stateOf(spent, call.run, () => ({ calls: 0, bytes: 0 }));
+      if (used.calls >= calls) {
+        throw new CapabilityError("budget", `${call.label}: the budget of ${calls} calls is used up`);
+      }
+      used.calls++;
+      call.meter((count) => {
+        used.bytes += count;
+        if (used.bytes > most_) {
+          throw new CapabilityError("budget", `${call.label}: the budget of ${most_} bytes is used up`);
+        }
+      });
+      return next();
+    });
+  }
+
+  /** For each run at most `calls` in any `perMs` milliseconds (a token bucket: a burst of `calls`, then evenly). */
+  rate(calls: number, perMs: number): Capability {
+    const buckets = new WeakMap<RunContext, { tokens: number; at: number }>();
+    return this.guarded(`at most ${calls} calls in ${perMs} ms`, (_name, _args, call, next) => {
+      const now = call.run.elapsedMs();
+      const bucket = stateOf(buckets, call.run, () => ({ tokens: calls, at: now }));
+      bucket.tokens = Math.min(calls, bucket.tokens + ((now - bucket.at) * calls) / perMs);
+      bucket.at = now;
+      if (bucket.tokens < 1) {
+        const waitMs = Math.ceil(((1 - bucket.tokens) * perMs) / calls);
+        throw new CapabilityError("rate", `${call.label}: too many calls; the next in ${waitMs} ms`);
+      }
+      bucket.tokens--;
+      return next();
+    });
+  }
+
+  /** Until a moment, or for so many milliseconds of each run. Calls under way at that time go on. */
+  expires(when: Date | { afterMs: number }): Capability {
+    const words = when instanceof Date ? `until ${when.toISOString()}` : `for the first ${when.afterMs} ms`;
+    return this.guarded(words, (_name, _args, call, next) => {
+      const over = when instanceof Date ? Date.now() >= when.getTime() : call.run.elapsedMs() >= when.afterMs;
+      if (over) throw new CapabilityError("expired", `${call.label}: the time it was granted for is over`);
+      return next();
+    });
+  }
+
+  /** Only calls that `rule` accepts: true, or the reason that the guest is told. `bound` says the rule in words. */
+  where(bound: string, rule: (method: string, args: Args) => true | string): Capability {
+    return this.guarded(bound, (name, args, call, next) => {
+      const verdict = rule(name, args);
+      if (verdict !== true) throw new CapabilityError("denied", `${call.label}: ${verdict}`);
+      return next();
+    });
+  }
+}
+
+const permit: Guard = (_name, _args, _call, next) => next();
+
+/** State by run; gone with it. */
+export function stateOf<S>(states: WeakMap<RunContext, S>, run: RunContext, make: () => S): S {
+  let state = states.get(run);
+  if (state === undefined) states.set(run, (state = make()));
+  return state;
+}
+
+/**
+ * Defines a capability: `capability("weather", { today: method({ ... }) })`. Throws TypeError for a name that no guest
+ * could call. `close` is called when a run that was handed it is over.
+ */
+export function capability(
+  name: string,
+  methods: Readonly<Record<string, Method>>,
+  options: { close?: (run: RunContext) => void; bounds?: readonly string[] } = {},
+): Capability {
+  const table = new Map(Object.entries(methods));
+  for (const key of table.keys()) {
+    if (!/^[A-Za-z_$][\w$]{0,63}$/.test(key) || key === "then" || key in Object.prototype) {
+      throw new TypeError(`capability ${name}: "${key}" cannot be a method's name`);
+    }
+  }
+  return new Capability({ name, methods: table, invoke: direct(table), ...options });
+}
+
+/** A function of the host's that a guest may call: what a handler returns where the guest needs a plain function. */
+export function hostFunction(definition: Method): Capability {
+  const table = new Map([["call", definition]]);
+  return new Capability({ name: "function", methods: table, invoke: direct(table), callable: true });
+}
+
+const direct =
+  (table: ReadonlyMap<string, Method>): Invoke =>
+  (name, args, call) => {
+    const { run } = table.get(name) as Method; // parse has seen to it
+    return run(args, call);
+  };
+
+export interface Caretaker {
+  /** What to grant. */
+  readonly capability: Capability;
+  /** Takes it back, in every run, now: calls under way fail with `revoked`. */
+  revoke(): void;
+  /** Puts a weaker one in its place, from the next call on: `(now) => now.readOnly()`. */
+  weaken(change: (now: Capability) => Capability): void;
+}
+
+/** A revocable forwarder (Redell 1974): hand out `capability`, keep the rest. */
+export function caretaker(target: Capability): Caretaker {
+  let now: Capability | undefined = target;
+  const active = new Set<Call>();
+  const capability_ = target.guarded("revocable", (name, args, call) => {
+    if (now === undefined) throw new CapabilityError("revoked", `${call.label}: it was taken back`);
+    if (!now.methods.has(name)) throw new CapabilityError("denied", "there is no such capability or method");
+    active.add(call);
+    call.onEnd(() => active.delete(call));
+    return now.invoke(name, args, call);
+  });
+  return {
+    capability: capability_,
+    revoke() {
+      now = undefined;
+      for (const call of active)
+        call.cancel(new CapabilityError("revoked", `${call.label}: it was taken back`));
+    },
+    weaken(change) {
+      if (now !== undefined) now = change(now);
+    },
+  };
+}
