@@ -21,7 +21,9 @@
  *     ["s", item...]                         Set
  *     ["b", "Uint8Array", byteLength]        the next byteLength bytes of the blob area, as that view or buffer
  *     ["e", name, message, stack|null]       Error
- *     ["r", "function"|"capability", id]     a reference; id is a positive safe integer
+ *     ["r", "function", id]                  a function of the writer's; id is a positive safe integer
+ *     ["r", "capability", id, method...]     an object of the writer's with these methods
+ *     ["r", "home", id]                      what the reader had given under this id
  *
  * A lone surrogate is written as an escape (ECMA-262 25.5.2.3 QuoteJSONString), so the text is always valid UTF-8.
  */
@@ -37,9 +39,11 @@ export interface CodecError extends Error {
 }
 
 export interface Reference {
-  readonly kind: "function" | "capability";
+  readonly kind: "function" | "capability" | "home";
   /** A positive safe integer. */
   readonly id: number;
+  /** Of a capability: names without quotes, backslashes or control characters. */
+  readonly methods?: readonly string[];
 }
 
 export interface EncodedValue {
@@ -60,7 +64,7 @@ export interface EncodeLimits {
   /** Leaves the stacks of errors out: a host's stack tells a guest the host's paths. */
   readonly omitStacks?: boolean;
   /** Asked first of every function and every object; undefined means that the value is not a reference. */
-  readonly reference?: (value: object, path: string) => Reference | undefined;
+  readonly reference?: (value: object) => Reference | undefined;
 }
 
 export interface DecodeLimits {
@@ -70,7 +74,9 @@ export interface DecodeLimits {
   /** Asked now and then while a Map or Set is filled: true ends the decoding as "too-large". */
   readonly expired?: () => boolean;
   /** Without it, a reference is malformed. What it throws, `decode` throws. */
-  readonly resolve?: (kind: Reference["kind"], id: number) => unknown;
+  readonly resolve?: (kind: Reference["kind"], id: number, methods: readonly string[]) => unknown;
+  /** The chunks are the caller's to give away: bytes that are one whole chunk become the value's without a copy. */
+  readonly owned?: boolean;
 }
 
 export interface Codec {
@@ -213,7 +219,7 @@ export function codec(): Codec {
     key === "__proto__" || key === "constructor" || key === "prototype";
 
   const isReferenceKind = (kind: unknown): kind is Reference["kind"] =>
-    kind === "function" || kind === "capability";
+    kind === "function" || kind === "capability" || kind === "home";
 
   function bytesOf(buffer: ArrayBuffer, offset: number, length: number): Uint8Array {
     const copy = new Bytes(length);
@@ -360,13 +366,18 @@ export function codec(): Codec {
     referenceTo(value: object, up: Place | null, label: string | number): string | undefined {
       const hook = this.reference;
       if (hook === undefined) return undefined;
-      const found = hook(value, pathTo(up, label));
+      const found = hook(value);
       if (found === undefined) return undefined;
       const { kind, id } = found;
       if (!isReferenceKind(kind) || !isSafeInteger(id) || id < 1) {
         return this.refuse("the reference made for it is not valid", up, label);
       }
-      return this.leaf('["r","' + kind + '",' + id + "]", up, label);
+      let text = '["r","' + kind + '",' + id;
+      const methods = option(found, "methods");
+      if (methods !== undefined) {
+        for (let index = 0; index < methods.length; index += 1) text += "," + quote(methods[index]);
+      }
+      return this.leaf(text + "]", up, label);
     }
 
     object(value: object, up: Place | null, label: string | number, depth: number): string {
@@ -525,6 +536,7 @@ export function codec(): Codec {
     readonly resolve: DecodeLimits["resolve"];
     readonly expired: DecodeLimits["expired"];
     readonly chunks: readonly Uint8Array[];
+    readonly owned: boolean;
     chunk = 0;
     /** Bytes taken from the current chunk. */
     taken = 0;
@@ -535,6 +547,7 @@ export function codec(): Codec {
       this.maxDepth = option(limits, "maxDepth") ?? defaultDepth;
       this.resolve = option(limits, "resolve");
       this.expired = option(limits, "expired");
+      this.owned = option(limits, "owned") ?? false;
       this.chunks = isArray(blobs) ? (blobs as readonly Uint8Array[]) : [blobs as Uint8Array];
       for (let index = 0; index < this.chunks.length; index += 1) {
         this.bytesLeft += run(typedLength, this.chunks[index], []);
@@ -614,15 +627,21 @@ export function codec(): Codec {
           this.arity(wire, 4);
           return this.error(wire[1], wire[2], wire[3]);
         case "r": {
-          this.arity(wire, 3);
           const kind = wire[1];
           const id = wire[2];
           if (!isReferenceKind(kind)) return this.bad("an unknown kind of reference");
+          if (kind !== "capability" || wire.length < 3) this.arity(wire, 3);
           if (typeof id !== "number" || !isSafeInteger(id) || id < 1)
             return this.bad("a reference that is no positive integer");
           const { resolve } = this;
           if (resolve === undefined) return this.bad("a reference where none may stand");
-          return resolve(kind, id);
+          const methods: string[] = [];
+          for (let index = 3; index < wire.length; index += 1) {
+            const name = wire[index];
+            if (typeof name !== "string") return this.bad("a method's name that is no string");
+            put(methods, index - 3, name, true);
+          }
+          return resolve(kind, id, methods);
         }
         default:
           return this.bad("an unknown tag");
@@ -717,6 +736,14 @@ export function codec(): Codec {
 
     /** The next `length` bytes, which are there: copied, across chunks. */
     take(length: number): Uint8Array {
+      if (this.owned && this.chunk === 0 && this.taken === 0) {
+        const whole = this.chunks[0];
+        if (run(bufferLength, run(typedBuffer, whole, []), []) === length && length > 0) {
+          this.taken = length;
+          this.bytesLeft -= length;
+          return whole as Uint8Array;
+        }
+      }
       const out = new Bytes(length);
       let done = 0;
       while (done < length) {

@@ -1,9 +1,9 @@
 /**
  * What an engine is to the rest: a warm image made once before the fork, and one guest per process after it.
  * An engine knows no operating system: no descriptor, no process, no clock but the one it is handed. After `boot`
- * everything is synchronous, because a forked worker has no event loop.
+ * everything is synchronous, because a forked worker has no event loop. Between a guest and the host go texts of a
+ * protocol (hostapi/wire.ts) that the engine carries and does not read.
  */
-import type { EncodedValue } from "./codec.js";
 
 /** A value on its way in: the parsed text and the bytes that it refers to, end to end. */
 export interface WireValue {
@@ -32,6 +32,14 @@ export interface Job {
   maxStackBytes: number;
   /** Of the engine's heap; never more than the image was booted with. */
   maxMemoryBytes: number;
+  maxCallBytes: number;
+  /** Calls that the guest may have unanswered at one time. */
+  maxInFlight: number;
+  maxTimers: number;
+  clock: { mode: "frozen" | "real" | "coarse" | "virtual"; stepMs: number };
+  leastLevel: LogLevel;
+  /** What stands in `env`: for the guest's half of the protocol. */
+  env: readonly unknown[];
   input: WireValue;
 }
 
@@ -46,25 +54,21 @@ export interface GuestError {
   stack: string;
 }
 
-/** What a guest sends. */
-export type GuestEvent =
-  | { kind: "call"; id: number; ref: number; method: string; args: EncodedValue }
-  | { kind: "reply"; id: number; ok: boolean; value: EncodedValue }
-  | { kind: "release"; ref: number; count: number }
-  | { kind: "log"; level: LogLevel; timeMs: number; texts: string[] }
-  | { kind: "result"; status: "ok"; value: EncodedValue }
-  | { kind: "result"; status: "threw"; error: GuestError }
-  | { kind: "result"; status: "stopped"; reason: InnerStop; detail: string };
+/** One protocol text of the guest's. */
+export interface GuestMessage {
+  kind: "call" | "reply" | "release" | "log" | "result";
+  /** UTF-8 if bytes. These and the blobs are the engine's memory, valid only during the call of `send`. */
+  text: string | Uint8Array;
+  blobs: readonly Uint8Array[];
+}
 
-/** What a guest is sent while it runs. */
-export type HostEvent =
-  | { kind: "reply"; id: number; nowMs: number; ok: boolean; value: WireValue }
-  | { kind: "call"; id: number; ref: number; method: string; args: WireValue }
-  | { kind: "release"; ref: number; count: number };
+export type HostMessageKind = "call" | "reply" | "release";
 
 export interface BootOptions {
   /** Bound of the engine's whole linear memory, MiB. */
   memoryMb: number;
+  /** Functions as source text, evaluated in the guest's realm: its half of the protocol, and the web's interfaces. */
+  guest: { stubs: string; web: string };
 }
 
 export interface Engine {
@@ -82,18 +86,39 @@ export interface Image {
   /** A throw-away evaluation in the image itself, for the same reason. Called once, after the fork. */
   warm(): void;
   /** Takes the one job of this process. `send` is synchronous; after a `result` the guest is not stepped again. */
-  load(job: Job, send: (event: GuestEvent) => void): Guest;
+  load(job: Job, send: (message: GuestMessage) => void): Guest;
 }
 
 export interface Guest {
   /**
-   * Delivers what the host sent (nothing at first) and runs until the guest can only wait. Throws only if the engine
-   * itself broke: then the process must end.
+   * Room for the host's next message, in the guest's own memory where it has one: to be filled and then taken by
+   * `step`. Undefined when the guest has no memory left for it.
    */
-  step(event?: HostEvent): void;
-  /** Calls to the host that have no answer yet. Zero without a result is a deadlock. */
+  reserve(textBytes: number, blobBytes: number): { text: Uint8Array; blob: Uint8Array } | undefined;
+  /**
+   * Delivers the message that lies in the reserved room (nothing at first) and runs until the guest can only wait.
+   * Throws only if the engine itself broke: then the process must end.
+   */
+  step(kind?: HostMessageKind): void;
+  /** What may still bring the guest to life. Zero without a result is a deadlock. */
   readonly outstanding: number;
 }
 
-/** The method of the run's built-in services (reference 0) that answers after a time: args [milliseconds]. */
-export const SLEEP = "sleep";
+/** The protocol text of a result. */
+export function resultText(
+  result:
+    | { status: "ok"; value: string }
+    | { status: "threw"; error: GuestError }
+    | { status: "stopped"; reason: InnerStop; detail: string },
+): string {
+  switch (result.status) {
+    case "ok":
+      return `["ok",${result.value}]`;
+    case "threw": {
+      const { name, message, stack } = result.error;
+      return JSON.stringify(["threw", name.slice(0, 256), message.slice(0, 4096), stack.slice(0, 8192)]);
+    }
+    case "stopped":
+      return JSON.stringify(["stopped", result.reason, result.detail.slice(0, 512)]);
+  }
+}

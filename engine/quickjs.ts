@@ -17,35 +17,82 @@ import {
 } from "quickjs-emscripten";
 import { codec } from "./codec.js";
 import {
-  SLEEP,
+  resultText,
   type BootOptions,
   type Engine,
   type Guest,
-  type GuestEvent,
-  type HostEvent,
+  type GuestMessage,
+  type HostMessageKind,
   type Image,
   type InnerStop,
   type Job,
-  type LogLevel,
 } from "./engine.js";
-import { NO_TIMER, RAN_ONE, world, type WorldControl, type WorldHost } from "./world.js";
+import { JUMP, RAN_ONE, world } from "./world.js";
 
 /** Pages that the module demands at least, 16 MiB: Emscripten's INITIAL_MEMORY, fixed when it was built. */
 const MODULE_PAGES = 256;
 const PAGE_BYTES = 65536;
 const OWN_FILE = "doublehull:world";
-const WARM_JOB = {
-  name: OWN_FILE,
+const WARM_JOB: Job = {
+  kind: "job",
+  role: "run",
   type: "module",
+  name: OWN_FILE,
+  source: "export default () => [1, { a: 'b' }]",
+  modules: [],
   seed: new Uint8Array(32),
   nowMs: 0,
+  wallMs: 0,
   maxResultBytes: 4096,
   maxLogBytes: 4096,
-} as const;
+  maxStackBytes: 0,
+  maxMemoryBytes: 0,
+  maxCallBytes: 4096,
+  maxInFlight: 1,
+  maxTimers: 8,
+  clock: { mode: "frozen", stepMs: 0 },
+  leastLevel: "debug",
+  env: [],
+  input: { wire: null, blob: new Uint8Array(0) },
+};
 
-type Send = (event: GuestEvent) => void;
-/** In the instance's own heap; 0 when it is exhausted. */
-type Malloc = (bytes: number) => number;
+type Send = (message: GuestMessage) => void;
+/** C calls a function of ours: with addresses of the context, of `this` and of the arguments, and the function's number. */
+type CallFunction = (
+  asyncify: undefined,
+  context: number,
+  self: number,
+  argc: number,
+  argv: number,
+  id: number,
+) => number;
+
+/**
+ * What the package's own classes do for a call costs a kilobyte of objects each, which a worker that may not collect
+ * its garbage cannot afford: on the way of every message we call the module's C functions ourselves. Values are
+ * addresses of JSValues in linear memory.
+ */
+interface Native {
+  callbacks: { callFunction: CallFunction };
+  _malloc(bytes: number): number;
+  _free(pointer: number): void;
+  _QTS_Call(context: number, f: number, self: number, argc: number, argv: number): number;
+  _QTS_ResolveException(context: number, value: number): number;
+  _QTS_FreeValuePointer(context: number, value: number): void;
+  _QTS_NewString(context: number, text: number): number;
+  _QTS_NewArrayBuffer(context: number, bytes: number, length: number): number;
+  _QTS_NewFunction(context: number, name: number, length: number, constructor: number, id: number): number;
+  _QTS_GetString(context: number, value: number): number;
+  _QTS_FreeCString(context: number, text: number): void;
+  _QTS_GetFloat64(context: number, value: number): number;
+  _QTS_GetArrayBuffer(context: number, value: number): number;
+  _QTS_GetArrayBufferLength(context: number, value: number): number;
+  _QTS_ArgvGetJSValueConstPointer(argv: number, index: number): number;
+  _QTS_DupValuePointer(context: number, value: number): number;
+  _QTS_GetUndefined(): number;
+  _QTS_GetTrue(): number;
+  _QTS_GetFalse(): number;
+}
 
 /**
  * All of it is there from the start: growing in the worker would make V8 collect garbage, which writes to sealed pages.
@@ -62,153 +109,218 @@ class BoundedMemory extends WebAssembly.Memory {
   }
 }
 
+/** What every image of one module shares. */
+interface Instance {
+  module: QuickJSWASMModule;
+  memory: BoundedMemory;
+  native: Native;
+  /** The linear memory, which never moves. */
+  bytes: Uint8Array;
+  words: Uint32Array;
+  guest: BootOptions["guest"];
+  /** Functions of ours that guests' realms were given; their numbers follow those of the package. */
+  functions: ((argc: number, argv: number) => number)[];
+}
+
+const FIRST_OWN_FUNCTION = 1_000_000;
+
+const CONTROLS = ["begin", "settleModule", "settleScript", "fail", "deliver", "turn", "due"] as const;
+type Kind = GuestMessage["kind"];
+const KINDS: readonly Kind[] = ["call", "reply", "release", "log", "result"];
+
 class QuickJSImage implements Image {
+  readonly #instance: Instance;
+  readonly #native: Native;
   readonly #runtime: QuickJSRuntime;
   readonly #context: QuickJSContext;
-  readonly #control: Record<keyof WorldControl, QuickJSHandle>;
+  /** The context's address. */
+  readonly #ctx: number;
+  readonly #control: Record<(typeof CONTROLS)[number], QuickJSHandle>;
+  /** The guest's clock: what it shows, and, where it runs by itself, our own time when it showed that. */
   #now = 0;
+  #since = 0;
+  #clock: Job["clock"] = WARM_JOB.clock;
   #deadline = Infinity;
   #interrupted = false;
+  #finished = false;
   #send: Send = () => {};
-  readonly #memory: BoundedMemory;
-  readonly #malloc: Malloc;
-  readonly #module: QuickJSWASMModule;
   #spare: QuickJSImage | undefined;
+  /** Addresses of the texts that name the kinds of messages, and of room for three arguments. */
+  readonly #kinds: ReadonlyMap<Kind, number>;
+  readonly #argv: number;
+  readonly #undefined: number;
 
-  constructor(module: QuickJSWASMModule, memory: BoundedMemory, malloc: Malloc) {
-    this.#module = module;
-    this.#memory = memory;
-    this.#malloc = malloc;
-    // QuickJS reads its clock through Date.now of this realm: from here on it is the guest's, and stands still.
-    Date.now = () => this.#now;
+  constructor(instance: Instance) {
+    this.#instance = instance;
+    const { module, native, guest } = instance;
+    this.#native = native;
+    this.#undefined = native._QTS_GetUndefined();
+    this.#useClock();
     this.#runtime = module.newRuntime();
     this.#runtime.setInterruptHandler(() => {
       if (performance.now() < this.#deadline) return false;
       this.#interrupted = true;
       return true;
     });
-    this.#context = this.#runtime.newContext();
-    const context = this.#context;
-    const source = `(${String(world)})`;
-    const make = context.unwrapResult(context.evalCode(source, OWN_FILE));
-    const codecMaker = context.unwrapResult(context.evalCode(`(${String(codec)})`, OWN_FILE));
+    const context = this.#runtime.newContext();
+    this.#context = context;
+    this.#ctx = (context as unknown as { ctx: { value: number } }).ctx.value;
+    const evaluate = (source: string) => context.unwrapResult(context.evalCode(`(${source})`, OWN_FILE));
+    const parts = [String(codec), guest.stubs, guest.web].map(evaluate);
+    const make = evaluate(String(world));
     const control = context.unwrapResult(
-      context.callFunction(make, context.undefined, this.#host(), codecMaker),
+      context.callFunction(make, context.undefined, this.#host(), ...parts),
     );
-    const names = ["begin", "settleModule", "settleScript", "fail", "runTimer"] as const;
-    this.#control = Object.fromEntries(names.map((name) => [name, context.getProp(control, name)])) as never;
+    this.#control = Object.fromEntries(
+      CONTROLS.map((name) => [name, context.getProp(control, name)]),
+    ) as Record<(typeof CONTROLS)[number], QuickJSHandle>;
+    const names = KINDS.map((kind) => [kind, context.newString(kind)] as const);
+    this.#kinds = new Map(names.map(([kind, handle]) => [kind, addressOf(handle)]));
+    this.#argv = native._malloc(3 * 4);
   }
 
-  /** What the world may call. Results leave through `send` at once, so that a killed run keeps its logs. */
-  #host(): QuickJSHandle {
-    const context = this.#context;
-    const functions: Record<keyof WorldHost, (...args: QuickJSHandle[]) => QuickJSHandle> = {
-      log: (level, texts) => {
-        this.#send({
-          kind: "log",
-          level: context.getString(level as QuickJSHandle) as LogLevel,
-          timeMs: this.#now,
-          texts: JSON.parse(context.getString(texts as QuickJSHandle)) as string[],
-        });
-        return context.undefined;
-      },
-      ok: (text, ...buffers) => {
-        if (this.#wasInterrupted()) return context.undefined;
-        const blobs = buffers.map((handle) => context.getArrayBuffer(handle).value.slice());
-        const value = { text: context.getString(text as QuickJSHandle), blobs };
-        this.#send({ kind: "result", status: "ok", value });
-        return context.undefined;
-      },
-      fail: (ending) => {
-        // An interrupted async function rejects like any other: it is the deadline all the same.
-        if (this.#wasInterrupted()) return context.undefined;
-        const [status, ...parts] = JSON.parse(context.getString(ending as QuickJSHandle)) as string[];
-        const [name = "", message = "", stack = ""] = parts;
-        if (status !== "threw") this.#stop(status as InnerStop, name);
-        else if (name === "Error" && message === "null" && this.#memory.refused)
-          this.#stop("memory", "out of memory");
-        else this.#send({ kind: "result", status: "threw", error: { name, message, stack } });
-        return context.undefined;
-      },
+  /** QuickJS reads its clock through Date.now of this realm: from here on it is the guest's. */
+  #useClock(): void {
+    Date.now = () => {
+      const { mode, stepMs } = this.#clock;
+      if (mode === "frozen" || mode === "virtual") return this.#now;
+      const now = Math.floor(this.#now + performance.now() - this.#since);
+      return mode === "coarse" ? now - (now % stepMs) : now;
     };
+  }
+
+  // -- what the world may call --------------------------------------------------------------------------------------
+
+  #host(): QuickJSHandle {
+    const { native, functions, bytes } = this.#instance;
+    const context = this.#context;
     const host = context.newObject();
-    for (const [name, run] of Object.entries(functions)) {
-      const handle = context.newFunction(name, run);
+    const empty = native._malloc(1);
+    bytes[empty] = 0;
+    const add = (name: string, run: (argc: number, argv: number) => number) => {
+      const id = FIRST_OWN_FUNCTION + functions.push(run) - 1;
+      const address = native._QTS_NewFunction(this.#ctx, empty, 0, 0, id);
+      const handle = this.#handleOf(address);
       context.setProp(host, name, handle);
       handle.dispose();
-    }
+    };
+    add("emit", (argc, argv) => this.#emit(argc, argv));
     return host;
   }
 
-  #stop(reason: InnerStop, detail: string): void {
-    this.#send({ kind: "result", status: "stopped", reason, detail });
+  /** Messages leave at once, so that a killed run keeps its logs. Arguments: kind, text, buffer... */
+  #emit(argc: number, argv: number): number {
+    const native = this.#native;
+    const kind = this.#kindAt(native._QTS_ArgvGetJSValueConstPointer(argv, 0));
+    // An interrupted async function rejects like any other: it is the deadline all the same.
+    if (this.#finished || (kind === "result" && this.#wasInterrupted())) return this.#undefined;
+    const { bytes } = this.#instance;
+    const address = native._QTS_GetString(this.#ctx, native._QTS_ArgvGetJSValueConstPointer(argv, 1));
+    if (address === 0) return this.#undefined; // no memory left for the text: what follows will tell
+    const text = bytes.subarray(address, bytes.indexOf(0, address)); // protocol texts are JSON and hold no NUL
+    const blobs: Uint8Array[] = [];
+    for (let i = 2; i < argc; i++) {
+      const buffer = native._QTS_ArgvGetJSValueConstPointer(argv, i);
+      const start = native._QTS_GetArrayBuffer(this.#ctx, buffer);
+      blobs.push(bytes.subarray(start, start + native._QTS_GetArrayBufferLength(this.#ctx, buffer)));
+    }
+    if (kind === "result" && this.#isExhaustion(text)) this.#stop("memory", "out of memory");
+    else this.#tell({ kind, text, blobs });
+    native._QTS_FreeCString(this.#ctx, address);
+    return this.#undefined;
   }
 
+  #kindAt(value: number): Kind {
+    const { bytes } = this.#instance;
+    const address = this.#native._QTS_GetString(this.#ctx, value);
+    // Told apart by their second and third letters.
+    const letters = ((bytes[address + 1] as number) << 8) | (bytes[address + 2] as number);
+    this.#native._QTS_FreeCString(this.#ctx, address);
+    for (const kind of KINDS) if (((kind.charCodeAt(1) << 8) | kind.charCodeAt(2)) === letters) return kind;
+    throw new Error("a message of no known kind");
+  }
+
+  /** An exhausted heap cannot even make its error object: QuickJS then throws null. */
+  #isExhaustion(text: Uint8Array): boolean {
+    if (!this.#instance.memory.refused || text.length > 40) return false;
+    return Buffer.from(text).toString().startsWith('["threw","Error","null"');
+  }
+
+  #tell(message: GuestMessage): void {
+    if (this.#finished) return;
+    if (message.kind === "result") this.#finished = true;
+    this.#send(message);
+  }
+
+  #stop(reason: InnerStop, detail: string): void {
+    this.#tell({ kind: "result", text: resultText({ status: "stopped", reason, detail }), blobs: [] });
+  }
+
+  // -- one job ------------------------------------------------------------------------------------------------------
+
   rehearse(spend: (spare: Image) => void): void {
-    this.#spare ??= new QuickJSImage(this.#module, this.#memory, this.#malloc);
+    this.#spare ??= new QuickJSImage(this.#instance);
+    this.#spare.#useClock();
     spend(this.#spare);
-    Date.now = () => this.#now;
+    this.#useClock();
   }
 
   /** The way of a job through the real context; what it leaves there, the real job's `begin` overwrites. */
   warm(): void {
-    const input = { wire: null, blob: new Uint8Array(0) };
-    const source = "export default () => [1, { a: 'b' }]";
-    this.#start({ ...WARM_JOB, source, input });
+    this.#start(WARM_JOB);
     this.#drain();
-    this.#runTimer();
+    this.#call("turn");
+    this.#finished = false;
   }
 
   load(job: Job, send: Send): Guest {
-    let finished = false;
-    this.#send = (event) => {
-      if (finished) return;
-      if (event.kind === "result") finished = true;
-      send(event);
-    };
+    this.#finished = false;
+    this.#interrupted = false;
+    this.#send = send;
+    this.#clock = job.clock;
     this.#now = job.nowMs;
-    this.#deadline = performance.now() + job.wallMs;
+    this.#since = performance.now();
+    this.#deadline = this.#since + job.wallMs;
     this.#runtime.setMaxStackSize(job.maxStackBytes);
     // A run that may have less than the image: the rest is taken away in one block that nobody touches.
-    const surplus = this.#memory.buffer.byteLength - Math.max(job.maxMemoryBytes, MODULE_PAGES * PAGE_BYTES);
-    if (surplus > 0 && this.#malloc(surplus) === 0) throw new Error("the engine's heap could not be limited");
+    const most = Math.max(job.maxMemoryBytes, MODULE_PAGES * PAGE_BYTES);
+    const surplus = this.#instance.bytes.length - most;
+    if (surplus > 0 && this.#native._malloc(surplus) === 0)
+      throw new Error("the engine's heap could not be limited");
     this.#installLoader(job);
     let started = false;
-    let calls = 0;
-    const sleeping = new Map<number, number>(); // call id -> when it is due
-    const guest = {
+    let outstanding = 0;
+    let room: { text: number; textBytes: number; blob: number; blobBytes: number } | undefined;
+    return {
       get outstanding() {
-        return sleeping.size;
+        return outstanding;
       },
-      step: (event?: HostEvent): void => {
+      reserve: (textBytes, blobBytes) => {
+        const text = this.#native._malloc(textBytes + 1);
+        const blob = this.#native._malloc(Math.max(1, blobBytes));
+        if (text === 0 || blob === 0) return undefined;
+        room = { text, textBytes, blob, blobBytes };
+        const { bytes } = this.#instance;
+        return {
+          text: bytes.subarray(text, text + textBytes),
+          blob: bytes.subarray(blob, blob + blobBytes),
+        };
+      },
+      step: (kind) => {
         if (!started) {
           started = true;
           this.#start(job);
         }
-        if (event?.kind === "reply" && sleeping.delete(event.id))
-          this.#now = Math.max(this.#now, event.nowMs);
-        let due: number;
-        do {
-          if (!this.#drain() || finished) return;
-          due = this.#runTimer();
-          if (finished) return;
-        } while (due === RAN_ONE);
-        if (due === NO_TIMER) return;
-        for (const wake of sleeping.values()) if (wake <= due) return;
-        sleeping.set(++calls, due);
-        const text = `["a",${Math.max(0, due - this.#now)}]`;
-        send({ kind: "call", id: calls, ref: 0, method: SLEEP, args: { text, blobs: [] } });
+        if (kind !== undefined && room !== undefined) {
+          this.#deliver(kind, room);
+          room = undefined;
+        }
+        outstanding = this.#turns();
       },
     };
-    return guest;
   }
 
-  #start(
-    job: Pick<
-      Job,
-      "name" | "source" | "type" | "seed" | "input" | "nowMs" | "maxResultBytes" | "maxLogBytes"
-    >,
-  ): void {
+  #start(job: Job): void {
     const context = this.#context;
     const { blob } = job.input;
     const bytes = new ArrayBuffer(job.seed.length + blob.length);
@@ -216,7 +328,18 @@ class QuickJSImage implements Image {
     new Uint8Array(bytes).set(blob, job.seed.length);
     const buffer = context.newArrayBuffer(bytes);
     const text = context.newString(
-      JSON.stringify([job.maxResultBytes, job.maxLogBytes, job.nowMs, job.input.wire]),
+      JSON.stringify([
+        job.maxResultBytes,
+        job.maxLogBytes,
+        job.maxCallBytes,
+        job.maxInFlight,
+        job.maxTimers,
+        job.clock.mode === "virtual",
+        job.leastLevel,
+        job.env,
+        job.input.wire,
+        job.type === "script",
+      ]),
     );
     const begun = this.#invoke("begin", text, buffer);
     text.dispose();
@@ -230,18 +353,57 @@ class QuickJSImage implements Image {
     result.value.dispose();
   }
 
+  /** The host's message lies in linear memory: the text becomes a string there, the bytes an ArrayBuffer as they are. */
+  #deliver(
+    kind: HostMessageKind,
+    room: { text: number; textBytes: number; blob: number; blobBytes: number },
+  ): void {
+    const native = this.#native;
+    const { bytes, words } = this.#instance;
+    if (this.#clock.mode === "frozen") this.#now = Math.max(this.#now, numberAt(bytes, room.text + 1));
+    bytes[room.text + room.textBytes] = 0;
+    const text = native._QTS_NewString(this.#ctx, room.text);
+    native._free(room.text);
+    const buffer = native._QTS_NewArrayBuffer(this.#ctx, room.blob, room.blobBytes); // takes the block over
+    const at = this.#argv / 4;
+    words[at] = this.#kinds.get(kind) as number;
+    words[at + 1] = text;
+    words[at + 2] = buffer;
+    const result = native._QTS_Call(
+      this.#ctx,
+      addressOf(this.#control.deliver),
+      this.#undefined,
+      3,
+      this.#argv,
+    );
+    native._QTS_FreeValuePointer(this.#ctx, text);
+    native._QTS_FreeValuePointer(this.#ctx, buffer);
+    this.#settled(result);
+  }
+
+  /** Runs jobs and timers until the guest can only wait; what may still bring it to life. */
+  #turns(): number {
+    while (this.#drain() && !this.#finished) {
+      const answer = this.#call("turn");
+      if (this.#finished) break;
+      if (answer === JUMP) this.#now = this.#call("due");
+      else if (answer !== RAN_ONE) return answer;
+    }
+    return 0;
+  }
+
   /** Runs the job queue dry. False when the run is over (interrupted or broken). */
   #drain(): boolean {
     // Again while there are jobs: one that throws a number (a finalizer may) is taken for a count, and ends the loop.
-    do {
+    while (this.#runtime.hasPendingJob()) {
       const result = this.#runtime.executePendingJobs();
       if (result.error) {
         this.#failed(result.error);
         return false;
       }
       if (this.#wasInterrupted()) return false;
-    } while (this.#runtime.hasPendingJob());
-    return true;
+    }
+    return !this.#wasInterrupted();
   }
 
   #wasInterrupted(): boolean {
@@ -250,7 +412,7 @@ class QuickJSImage implements Image {
   }
 
   /** Calls the world; an error that comes back is the guest's. False when the run is over. */
-  #invoke(name: keyof WorldControl, ...args: QuickJSHandle[]): boolean {
+  #invoke(name: (typeof CONTROLS)[number], ...args: QuickJSHandle[]): boolean {
     const result = this.#context.callFunction(this.#control[name], this.#context.undefined, ...args);
     if (result.error) {
       this.#failed(result.error);
@@ -260,25 +422,37 @@ class QuickJSImage implements Image {
     return true;
   }
 
-  /** What the world answers; a callback's own exception ends the run like any other. */
-  #runTimer(): number {
-    const context = this.#context;
-    const now = context.newNumber(this.#now);
-    const result = context.callFunction(this.#control.runTimer, context.undefined, now);
-    now.dispose();
-    if (result.error) {
-      this.#failed(result.error);
-      return NO_TIMER;
-    }
-    const answer = context.getNumber(result.value);
-    result.value.dispose();
-    return answer;
+  /** Calls the world for a number. A callback's own exception ends the run like any other. */
+  #call(name: "turn" | "due"): number {
+    const f = addressOf(this.#control[name]);
+    const result = this.#native._QTS_Call(this.#ctx, f, this.#undefined, 0, 0);
+    return this.#settled(result) ? this.#numberOf(result) : 0;
+  }
+
+  #numberOf(value: number): number {
+    const number = this.#native._QTS_GetFloat64(this.#ctx, value);
+    this.#native._QTS_FreeValuePointer(this.#ctx, value);
+    return number;
+  }
+
+  /** False when what C gave back is an exception; the guest has failed of it then. */
+  #settled(value: number): boolean {
+    const error = this.#native._QTS_ResolveException(this.#ctx, value);
+    if (error === 0) return true;
+    // The way of an error is the package's: it happens once a run.
+    this.#failed(this.#handleOf(error));
+    return false;
+  }
+
+  /** A handle of the package's for an address of ours. */
+  #handleOf(address: number): QuickJSHandle {
+    const { rt } = this.#runtime as unknown as { rt: { value: never } };
+    return this.#context.getMemory(rt.value).heapValueHandle(address as never);
   }
 
   #failed(error: QuickJSHandle): void {
     if (this.#wasInterrupted()) return;
-    // An exhausted heap cannot even make its error object: QuickJS then throws null.
-    if (this.#memory.refused && this.#context.sameValue(error, this.#context.null)) {
+    if (this.#instance.memory.refused && this.#context.sameValue(error, this.#context.null)) {
       return this.#stop("memory", "out of memory");
     }
     const result = this.#context.callFunction(this.#control.fail, this.#context.undefined, error);
@@ -302,6 +476,18 @@ class QuickJSImage implements Image {
   }
 }
 
+const addressOf = (handle: QuickJSHandle): number => handle.value as unknown as number;
+
+/** The number in decimal digits that begins at `at`: the host's clock, first in each of its texts. */
+function numberAt(bytes: Uint8Array, at: number): number {
+  let number = 0;
+  for (let digit = (bytes[at] as number) - 48; digit >= 0 && digit <= 9; digit = (bytes[at] as number) - 48) {
+    number = number * 10 + digit;
+    at++;
+  }
+  return number;
+}
+
 /** "./x" and "../x" are taken relative to the importing module's name; anything else is a name of its own. */
 function resolveModule(base: string, requested: string, modules: ReadonlyMap<string, string>): string {
   if (modules.has(requested) || !/^\.\.?\//.test(requested)) return requested;
@@ -314,11 +500,11 @@ function resolveModule(base: string, requested: string, modules: ReadonlyMap<str
 }
 
 export const quickjs: Engine = {
-  async boot({ memoryMb }: BootOptions): Promise<Image> {
+  async boot({ memoryMb, guest }: BootOptions): Promise<Image> {
     const pages = Math.max(MODULE_PAGES, Math.floor((memoryMb * 1024 * 1024) / PAGE_BYTES));
-    const wasmMemory = new BoundedMemory({ initial: pages, maximum: pages });
-    const variant = newVariant(RELEASE_SYNC, { wasmMemory });
-    let malloc: Malloc | undefined;
+    const memory = new BoundedMemory({ initial: pages, maximum: pages });
+    const variant = newVariant(RELEASE_SYNC, { wasmMemory: memory });
+    let emscripten: unknown;
     const module = await newQuickJSWASMModuleFromVariant({
       ...variant,
       importModuleLoader: async () => {
@@ -327,12 +513,22 @@ export const quickjs: Engine = {
         while (typeof load !== "function") load = (load as { default: unknown }).default;
         const make = load as EmscriptenModuleLoader<QuickJSEmscriptenModule>;
         return async (options) => {
-          const emscripten = await make(options);
-          malloc = (bytes) => emscripten._malloc(bytes);
-          return emscripten;
+          const made = await make(options);
+          emscripten = made;
+          return made;
         };
       },
     });
-    return new QuickJSImage(module, wasmMemory, malloc as Malloc);
+    const native = emscripten as Native;
+    const functions: Instance["functions"] = [];
+    const { callbacks } = native;
+    const packages = callbacks.callFunction;
+    callbacks.callFunction = (asyncify, context, self, argc, argv, id) => {
+      const own = functions[id - FIRST_OWN_FUNCTION];
+      return own === undefined ? packages(asyncify, context, self, argc, argv, id) : own(argc, argv);
+    };
+    const bytes = new Uint8Array(memory.buffer);
+    const words = new Uint32Array(memory.buffer);
+    return new QuickJSImage({ module, memory, native, bytes, words, guest, functions });
   },
 };

@@ -5,7 +5,14 @@
  */
 import { createRequire } from "node:module";
 import { codec } from "./codec.js";
-import type { Engine, GuestError, GuestEvent, Image, Job } from "./engine.js";
+import {
+  resultText,
+  type Engine,
+  type GuestError,
+  type GuestMessage,
+  type Image,
+  type Job,
+} from "./engine.js";
 
 interface Stripper {
   transformSync(
@@ -26,8 +33,9 @@ export const typescript: Engine = {
       rehearse: (spend) => spend(image),
       warm: () =>
         void strip("warm.ts", "interface A { b: string } export default (a: A) => a.b as string;", true),
-      load: (job: Job, send: (event: GuestEvent) => void) => ({
+      load: (job: Job, send: (message: GuestMessage) => void) => ({
         outstanding: 0,
+        reserve: () => undefined,
         step: () => {
           const stripped: string[] = [];
           for (const [name, source] of job.modules) {
@@ -36,11 +44,13 @@ export const typescript: Engine = {
             } catch (error) {
               // A trap leaves the parser poisoned; this process ends with the job either way.
               if (error instanceof WebAssembly.RuntimeError) throw error;
-              return send({ kind: "result", status: "threw", error: describe(error, name) });
+              const text = resultText({ status: "threw", error: describe(error, name) });
+              return send({ kind: "result", text, blobs: [] });
             }
           }
           const limits = { maxBytes: job.maxResultBytes, maxDepth: 4, maxNodes: 10_000, root: "source" };
-          send({ kind: "result", status: "ok", value: encode(stripped, limits) });
+          const text = resultText({ status: "ok", value: encode(stripped, limits).text });
+          send({ kind: "result", text, blobs: [] });
         },
       }),
     };

@@ -2,25 +2,47 @@
  * What a script finds besides its language: console, a clock that stands still between the host's answers, randomness
  * from a generator seeded with the job, timers. `world` is evaluated inside the guest's realm, before the fork and
  * before any guest code, from its own source text: it may refer to nothing but its arguments and the language's
- * globals, and saves every primitive that it will need, so that a script which patches prototypes only harms itself.
+ * globals, and saves every primitive that it will need, so that a script which patches prototypes only harms itself. For
+ * the same reason it has no template literal where a guest runs: QuickJS makes them with String.prototype.concat.
  */
 import type { Codec } from "./codec.js";
 
-/** What the engine's host side offers to the world. Strings, numbers and byte buffers only. */
+/** What the engine's host side offers to the world. Strings and byte buffers only. */
 export interface WorldHost {
-  /** `texts` is a JSON array of strings: one string crosses, however many arguments there were. */
-  log(level: string, texts: string): void;
-  /** The result: the codec's text and its bytes. */
-  ok(text: string, ...buffers: ArrayBuffer[]): void;
-  /** Any other end: a JSON array of strings, ["threw", name, message, stack] or [stop reason, detail]. */
-  fail(ending: string): void;
+  /** One protocol text and its bytes, at once. */
+  emit(kind: string, text: string, ...buffers: ArrayBuffer[]): void;
 }
+
+/** The guest's half of the protocol, as far as the world knows it. */
+interface Stubs {
+  begin(entries: unknown[], maxInFlight: number, maxCallBytes: number): object;
+  deliver(kind: string, items: unknown[], bytes: Uint8Array): void;
+  flush(): void;
+  sleep(ms: number, wake: () => void): void;
+  calls(): number;
+  outstanding(): number;
+}
+export type MakeStubs = (port: {
+  emit: WorldHost["emit"];
+  codec: Codec;
+  missing(name: string): void;
+}) => Stubs;
+
+/** The web's interfaces that are written in JavaScript. */
+export type MakeWeb = (host: {
+  define(name: string, value: unknown): void;
+  now(): number;
+  setTimeout(f: () => void, ms: number): number;
+  clearTimeout(id: number): void;
+  codec: Codec;
+  randomBytes(count: number): Uint8Array;
+}) => { bindFetch(request: unknown): void };
 
 /** What the engine's host side calls in the world. */
 export interface WorldControl {
   /**
-   * `job` is the JSON array [maxResultBytes, maxLogBytes, nowMs, input]; `bytes` begins with the 32 of the seed, the
-   * input's follow. Called again, it begins anew.
+   * `job` is the JSON array [maxResultBytes, maxLogBytes, maxCallBytes, maxInFlight, maxTimers, virtual clock, least
+   * level, env, input, whether it is a script]; `bytes` begins with the 32 of the seed, the input's follow. Called again, it begins anew.
    */
   begin(job: string, bytes: ArrayBuffer): void;
   /** Settles with the module's default export, called with (input, env). `namespace` may be a promise of one. */
@@ -28,19 +50,28 @@ export interface WorldControl {
   /** Settles with a script's completion value. */
   settleScript(value: unknown): void;
   fail(error: unknown): void;
+  /** The host's message: its kind, text and bytes, which become the guest's. */
+  deliver(kind: string, text: string, bytes: ArrayBuffer): void;
   /**
-   * Sets the clock, then runs one timer if one is due. The answer: RAN_ONE, NO_TIMER, or the time (milliseconds since
-   * 1970) at which the next is due.
+   * When no job is left: runs one timer if one is due, else sends what has been put together. The answer: RAN_ONE,
+   * JUMP (nothing but a timer is awaited on a virtual clock: move it to `due`), or how many things may still bring
+   * the guest to life.
    */
-  runTimer(nowMs: number): number;
+  turn(): number;
+  due(): number;
 }
 
-/** Answers of `runTimer` that are no time. */
+/** Answers of `turn` that are no number of things. */
 export const RAN_ONE = -1;
-export const NO_TIMER = -2;
+export const JUMP = -2;
 
 /* oxlint-disable no-extend-native, unicorn/no-new-array, no-new-func, typescript/no-explicit-any, unicorn/no-thenable */
-export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
+export function world(
+  host: WorldHost,
+  makeCodec: () => Codec,
+  makeStubs: MakeStubs,
+  makeWeb: MakeWeb,
+): WorldControl {
   const uncurry = (f: any) => Function.prototype.call.bind(f) as (...args: any[]) => any;
   const { apply, ownKeys, getPrototypeOf, getOwnPropertyDescriptor } = Reflect;
   const { defineProperty, freeze, create } = Object;
@@ -64,13 +95,15 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
   ];
   const codec = makeCodec();
   const global = globalThis as any;
-  let [input, maxResultBytes, maxLogBytes, startMs, nowMs] = [undefined as unknown, 0, 0, 0, 0];
+  const dateNow = Date.now; // the engine's host side holds it still, or not: that is the clock grant's matter
+  let [input, env, lastMissing] = [undefined as unknown, undefined as any, ""];
+  let [maxResultBytes, maxLogBytes, maxTimers, startMs, virtual] = [0, 0, 0, 0, false];
 
   // -- errors ---------------------------------------------------------------------------------------------------
   const OWN_FRAME = "(doublehull:";
   const text = (value: unknown, limit: number): string => {
     const s = typeof value === "string" ? value : "";
-    return s.length > limit ? `${slice(s, 0, limit)}…` : s;
+    return s.length > limit ? slice(s, 0, limit) + "…" : s;
   };
   const cleanStack = (stack: unknown): string => {
     const lines = split(text(stack, 8192), "\n");
@@ -78,7 +111,7 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
     let kept = 0;
     for (let i = 0; i < lines.length && kept < 32; i++) {
       if (lines[i] === "" || indexOf(lines[i], OWN_FRAME) >= 0) continue;
-      out += `${out === "" ? "" : "\n"}${lines[i]}`;
+      out += (out === "" ? "" : "\n") + lines[i];
       kept++;
     }
     return out;
@@ -91,8 +124,61 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
     }
   };
   // Each text by itself: an array would be asked for its toJSON, which the guest may have put there.
-  const end = (status: string, a: string, b = "", c = ""): void =>
-    host.fail(`[${stringify(status)},${stringify(a)},${stringify(b)},${stringify(c)}]`);
+  const threw = (name: string, message: string, stack: string): void =>
+    host.emit(
+      "result",
+      '["threw",' + stringify(name) + "," + stringify(message) + "," + stringify(stack) + "]",
+    );
+  const stopped = (reason: string, detail: string): void =>
+    host.emit("result", '["stopped",' + stringify(reason) + "," + stringify(detail) + "]");
+
+  /** What a script from elsewhere looks for and does not find here, and what there is instead. */
+  const INSTEAD: Record<string, string> = {
+    __proto__: null as never,
+    process: "there is no process here; what a run needs comes as `input` or in `env`",
+    require: "modules come with the run (modules: { name: source }, or --module NAME=FILE); use import",
+    module: "write an ES module: export default async (input, env) => { … }",
+    exports: "write an ES module: export default async (input, env) => { … }",
+    Buffer: "use Uint8Array, TextEncoder and TextDecoder, atob and btoa",
+    XMLHttpRequest: "use fetch, which comes with the http capability",
+    WebSocket: "there is no grant for sockets; use fetch, which comes with the http capability",
+    localStorage: "use env.kv, which comes with the kv capability",
+    sessionStorage: "use env.kv, which comes with the kv capability",
+    indexedDB: "use env.kv, which comes with the kv capability",
+    Deno: "files come with the files capability (env.files), requests with the http capability (fetch)",
+    Bun: "files come with the files capability (env.files), requests with the http capability (fetch)",
+    window: "this is no browser; use globalThis",
+    document: "this is no browser",
+    global: "use globalThis",
+    setImmediate: "use queueMicrotask or setTimeout",
+    Intl: "this engine has no Intl",
+    SharedArrayBuffer: "there is no shared memory here",
+    Atomics: "there is no shared memory here",
+    WebAssembly: "there is no WebAssembly here",
+    kv: "it stands in env: env.kv, if the kv capability was granted",
+    files: "it stands in env: env.files, if the files capability was granted",
+    http: "it stands in env: env.http, if the http capability was granted",
+  };
+  const hintFor = (name: string, message: string): string => {
+    if (name === "ReferenceError" && indexOf(message, " is not defined") > 0) {
+      let missing = slice(message, 0, indexOf(message, " is not defined"));
+      if (missing[0] === "'") missing = slice(missing, 1, missing.length - 1);
+      const instead = INSTEAD[missing];
+      return instead === undefined ? "" : " (" + instead + ")";
+    }
+    if (name !== "TypeError" || lastMissing === "") return "";
+    return (
+      " (env." +
+      lastMissing +
+      " was not granted: grants: { " +
+      lastMissing +
+      ": " +
+      lastMissing +
+      "(…) }, or --grant " +
+      lastMissing +
+      ")"
+    );
+  };
   const fail = (error: any): void => {
     if (error === null || (typeof error !== "object" && typeof error !== "function")) {
       let shown: string;
@@ -101,8 +187,7 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
       } catch {
         shown = "an unprintable value";
       }
-      end("threw", "Error", text(shown, 4096), "");
-      return;
+      return threw("Error", text(shown, 4096), "");
     }
     const message = read(error, "message");
     const name = read(error, "name");
@@ -112,9 +197,11 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
     } catch {
       engineError = false; // a proxy that throws is not the engine's own error
     }
-    if (engineError && message === "out of memory") return end("memory", "out of memory");
-    if (engineError && message === "stack overflow") return end("stack", "stack overflow");
-    end("threw", text(name, 256) || "Error", text(message, 4096), cleanStack(read(error, "stack")));
+    if (engineError && message === "out of memory") return stopped("memory", "out of memory");
+    if (engineError && message === "stack overflow") return stopped("stack", "stack overflow");
+    const shownName = text(name, 255) || "Error";
+    const shownMessage = text(message, 4000);
+    threw(shownName, shownMessage + hintFor(shownName, shownMessage), cleanStack(read(error, "stack")));
   };
 
   // -- the result -----------------------------------------------------------------------------------------------
@@ -129,21 +216,18 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
       });
     } catch (error) {
       if (codec.isCodecError(error) && error.code === "too-large") {
-        return end("output", text(error.message, 512));
+        return stopped("output", text(error.message, 512));
       }
       return fail(error);
     }
-    const parts: unknown[] = [encoded.text];
-    for (let i = 0; i < encoded.blobs.length; i++) {
-      const blob = encoded.blobs[i] as Uint8Array<ArrayBuffer>;
-      define(parts, i + 1, sliceBuffer(bufferOf(blob), offsetOf(blob), offsetOf(blob) + lengthOf(blob)));
-    }
-    apply(host.ok, undefined, parts); // no spread: it would ask the guest's iterator
+    const parts: unknown[] = ["result", '["ok",' + encoded.text + "]"];
+    // The codec's copies: each a buffer of its own.
+    for (let i = 0; i < encoded.blobs.length; i++) define(parts, i + 2, bufferOf(encoded.blobs[i]));
+    apply(host.emit, undefined, parts as never); // no spread: it would ask the guest's iterator
   };
   const typed = getPrototypeOf(Uint8Array.prototype) as object;
   const getter = (name: string) => uncurry(getOwnPropertyDescriptor(typed, name)?.get);
   const [bufferOf, offsetOf, lengthOf] = [getter("buffer"), getter("byteOffset"), getter("byteLength")];
-  const sliceBuffer = uncurry(ArrayBuffer.prototype.slice);
 
   // -- console --------------------------------------------------------------------------------------------------
   const inspect = (value: any, depth: number): string => {
@@ -151,11 +235,11 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
       case "string":
         return depth === 0 ? value : stringify(text(value, 200));
       case "bigint":
-        return `${toString(value)}n`;
+        return toString(value) + "n";
       case "symbol":
         return toString(value);
       case "function":
-        return `[Function ${text(read(value, "name"), 80) || "(anonymous)"}]`;
+        return "[Function " + (text(read(value, "name"), 80) || "(anonymous)") + "]";
       case "object":
         return value === null ? "null" : inspectObject(value, depth);
       default:
@@ -165,8 +249,8 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
   const inspectObject = (value: any, depth: number): string => {
     if (value instanceof ErrorCtor) {
       const stack = cleanStack(read(value, "stack"));
-      const head = `${text(read(value, "name"), 80) || "Error"}: ${text(read(value, "message"), 1000)}`;
-      return stack === "" || depth > 0 ? head : `${head}\n${stack}`;
+      const head = (text(read(value, "name"), 80) || "Error") + ": " + text(read(value, "message"), 1000);
+      return stack === "" || depth > 0 ? head : head + "\n" + stack;
     }
     try {
       return dateIso(value);
@@ -174,12 +258,12 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
       // not a Date, or an invalid one: shown as the object that it is
     }
     try {
-      return `Map(${mapSize(value)})`;
+      return "Map(" + mapSize(value) + ")";
     } catch {
       // not a Map
     }
     try {
-      return `Set(${setSize(value)})`;
+      return "Set(" + setSize(value) + ")";
     } catch {
       // not a Set
     }
@@ -188,8 +272,8 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
     const limit = 50;
     if (isArray(value)) {
       const length = value.length;
-      for (let i = 0; i < length && i < limit; i++) out += `${i ? ", " : ""}${inspect(value[i], depth + 1)}`;
-      return `[${out}${length > limit ? `, … ${length - limit} more` : ""}]`;
+      for (let i = 0; i < length && i < limit; i++) out += (i ? ", " : "") + inspect(value[i], depth + 1);
+      return "[" + out + (length > limit ? ", … " + (length - limit) + " more" : "") + "]";
     }
     const keys = ownKeys(value);
     let shown = 0;
@@ -197,15 +281,20 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
       const key = keys[i] as PropertyKey;
       const property = getOwnPropertyDescriptor(value, key);
       if (property === undefined || !property.enumerable) continue;
-      const label = typeof key === "symbol" ? `[${toString(key)}]` : text(key, 100);
-      out += `${shown++ ? ", " : ""}${label}: ${property.get ? "[Getter]" : inspect(property.value, depth + 1)}`;
+      const label = typeof key === "symbol" ? "[" + toString(key) + "]" : text(key, 100);
+      out +=
+        (shown++ ? ", " : "") +
+        label +
+        ": " +
+        (property.get ? "[Getter]" : inspect(property.value, depth + 1));
     }
-    return out === "" ? "{}" : `{ ${out} }`;
+    return out === "" ? "{}" : "{ " + out + " }";
   };
-  let loggedBytes = 0;
+  let [loggedBytes, leastLevel] = [0, 0];
   const print =
-    (level: string) =>
+    (level: string, rank: number) =>
     (...args: unknown[]): void => {
+      if (rank < leastLevel) return;
       if (loggedBytes > maxLogBytes) return; // the cap has been reported to the host: what follows is dropped here
       loggedBytes += 16; // an empty line is a line too
       const line: string[] = [];
@@ -224,10 +313,11 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
       // Each by itself: an array would be asked for its toJSON, which the guest may have put there.
       let texts = "";
       for (let i = 0; i < line.length; i++) texts += (i === 0 ? "" : ",") + stringify(line[i]);
-      host.log(level, `[${texts}]`);
+      host.emit("log", '["' + level + '",' + dateNow() + ",[" + texts + "]]");
     };
   const consoleObject: any = {};
-  for (const level of ["debug", "log", "info", "warn", "error"]) consoleObject[level] = print(level);
+  const LEVELS = ["debug", "log", "info", "warn", "error"];
+  for (let i = 0; i < LEVELS.length; i++) consoleObject[LEVELS[i]!] = print(LEVELS[i]!, i);
   consoleObject.trace = consoleObject.debug;
   consoleObject.assert = (ok: unknown, ...args: unknown[]) => {
     if (!ok) apply(consoleObject.error, undefined, ["Assertion failed", ...args]);
@@ -240,7 +330,7 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
     global,
     "performance",
     freeze({
-      now: () => nowMs - startMs,
+      now: () => dateNow() - startMs,
       get timeOrigin() {
         return startMs;
       },
@@ -344,7 +434,24 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
     run: () => void;
     next: Timer | undefined;
   }
-  let [queue, lastTimer] = [undefined as Timer | undefined, 0];
+  let [queue, lastTimer, timerCount] = [undefined as Timer | undefined, 0, 0];
+  interface Wake {
+    at: number;
+    next: Wake | undefined;
+  }
+  /** When the host was asked to wake us, and has not yet. */
+  let wakes: Wake | undefined;
+  const wakeBy = (at: number, now: number): void => {
+    for (let wake = wakes; wake !== undefined; wake = wake.next) if (wake.at <= at) return;
+    const wake: Wake = { at, next: wakes };
+    wakes = wake;
+    guestStubs.sleep(at - now, () => {
+      if (wakes === wake) wakes = wake.next;
+      for (let other = wakes; other !== undefined; other = other.next) {
+        if (other.next === wake) other.next = wake.next;
+      }
+    });
+  };
   const enqueue = (timer: Timer): void => {
     if (queue === undefined || timer.due < queue.due) {
       timer.next = queue;
@@ -357,14 +464,23 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
     before.next = timer;
   };
   const addTimer = (name: string, f: any, ms: unknown, repeat: boolean, args: unknown[]): number => {
-    if (typeof f !== "function") throw new TypeError(`${name}: the first argument must be a function`);
+    if (typeof f !== "function") throw new TypeError(name + ": the first argument must be a function");
+    if (timerCount >= maxTimers) {
+      throw new RangeError(
+        maxTimers === 0
+          ? name + ": timers were taken from this run (timers grant)"
+          : name + ": at most " + maxTimers + " timers may be pending",
+      );
+    }
+    timerCount++;
+    // At least one, as elsewhere: a chain of timers without delay must not keep the host's answers from being heard.
     let delay = Number(ms);
-    if (!(delay > 0)) delay = 0;
+    if (!(delay >= 1)) delay = 1;
     if (delay > 2147483647) delay = 2147483647;
     const timer: Timer = create(null);
     timer.id = ++lastTimer;
-    timer.every = repeat ? (delay < 1 ? 1 : delay) : -1;
-    timer.due = nowMs + delay;
+    timer.every = repeat ? delay : -1;
+    timer.due = dateNow() + delay;
     timer.run = () => void apply(f, undefined, args);
     timer.next = undefined;
     enqueue(timer);
@@ -376,6 +492,7 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
       if (timer.id === id) {
         if (before === undefined) queue = timer.next;
         else before.next = timer.next;
+        timerCount--;
         return;
       }
       before = timer;
@@ -401,17 +518,40 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
 
   // What fails while a result is being told (the memory may be used up) is told like an error of the script.
   const settle = (promise: unknown): void => void then(then(promise, succeed), undefined, fail);
+  const noted = (name: string): void => void (lastMissing = name);
+  const guestStubs = makeStubs({ emit: host.emit, codec, missing: noted });
+  const web = makeWeb({
+    define: (name, value) => define(global, name, value),
+    now: () => dateNow(),
+    setTimeout: (f, ms) => addTimer("setTimeout", f, ms, false, []),
+    clearTimeout: clearTimer,
+    codec,
+    randomBytes: (count) => {
+      const out = new Uint8(count);
+      for (let i = 0; i < count; i++) out[i] = randomByte();
+      return out;
+    },
+  });
+
   return {
     begin(job, bytesIn) {
-      const [resultBytes, logBytes, now, wire] = parse(job);
+      const parts = parse(job);
       const words = new Words(bytesIn, 0, 8);
       // Half of the seed for each: what Math.random shows tells nothing of the bytes that crypto gives.
       [s0, s1, s2, s3] = [words[0]!, words[1]!, words[2]!, words[3]! | 1];
       for (let i = 0; i < 4; i++) key[i] = words[4 + i]!;
       [counter, used] = [0, 64];
-      [maxResultBytes, maxLogBytes, startMs, nowMs] = [resultBytes, logBytes, now, now];
-      loggedBytes = 0;
-      input = codec.decode(wire, new Uint8(bytesIn, 32), { maxDepth: 64, maxNodes: 1_000_000 });
+      [maxResultBytes, maxLogBytes, maxTimers, virtual] = [parts[0], parts[1], parts[4], parts[5]];
+      startMs = dateNow();
+      [loggedBytes, queue, timerCount, wakes, lastMissing] = [0, undefined, 0, undefined, ""];
+      for (leastLevel = 0; LEVELS[leastLevel] !== parts[6];) leastLevel++;
+      input = codec.decode(parts[8], new Uint8(bytesIn, 32), { maxDepth: 64, maxNodes: 1_000_000 });
+      env = guestStubs.begin(parts[7], parts[3], parts[2]);
+      if (parts[9]) {
+        define(global, "input", input);
+        define(global, "env", env);
+      }
+      web.bindFetch(getOwnPropertyDescriptor(env, "http")?.value?.request);
     },
     settleModule(namespace) {
       const call = (ns: any): unknown => {
@@ -421,7 +561,7 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
             "the module has no default export to call: write `export default async (input, env) => { … }`",
           );
         }
-        return main(input, freeze({}));
+        return main(input, env);
       };
       if (namespace instanceof PromiseCtor) settle(then(namespace, call));
       else {
@@ -440,18 +580,29 @@ export function world(host: WorldHost, makeCodec: () => Codec): WorldControl {
       settle(new PromiseCtor((resolve) => resolve(value)));
     },
     fail,
-    runTimer(now) {
-      nowMs = now;
-      const timer = queue;
-      if (timer === undefined) return -2; // NO_TIMER; the constants are out of this realm's reach
-      if (timer.due > nowMs) return timer.due;
-      queue = timer.next;
-      if (timer.every >= 0) {
-        timer.due = nowMs + timer.every;
-        enqueue(timer);
-      }
-      timer.run();
-      return -1; // RAN_ONE
+    deliver(kind, json, bytesIn) {
+      guestStubs.deliver(kind, parse(json), new Uint8(bytesIn));
     },
+    turn() {
+      const timer = queue;
+      const now = dateNow();
+      if (timer !== undefined && timer.due <= now) {
+        queue = timer.next;
+        if (timer.every >= 0) {
+          timer.due = now + timer.every;
+          enqueue(timer);
+        } else timerCount--;
+        timer.run();
+        return -1; // RAN_ONE; the constants are out of this realm's reach
+      }
+      if (timer !== undefined) {
+        if (virtual) {
+          if (guestStubs.calls() === 0) return -2; // JUMP
+        } else wakeBy(timer.due, now);
+      }
+      guestStubs.flush();
+      return guestStubs.outstanding();
+    },
+    due: () => queue?.due ?? 0,
   };
 }

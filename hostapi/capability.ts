@@ -66,8 +66,10 @@ export interface Call {
   readonly signal: AbortSignal;
   /** Counts bytes that the act moves. Throws CapabilityError `budget` when a budget above is used up. */
   charge(bytes: number): void;
-  /** From now on `meter` hears of every charge, arguments and answer included. What it throws fails the call. */
+  /** `meter` hears of the arguments' bytes at once and of every charge from now on, the answer's included. What it throws fails the call. */
   meter(meter: (bytes: number) => void): void;
+  /** The last thing before the act: every guard has let the call pass. Writes the audit line, and throws if that fails. */
+  admit(detail: AuditDetail): void;
   /** Adds to the audit line of this call. */
   note(detail: AuditDetail): void;
   /** Fails the call with this error now, whatever the handler does later. */
@@ -337,7 +339,8 @@ export function hostFunction(definition: Method): Capability {
 const direct =
   (table: ReadonlyMap<string, Method>): Invoke =>
   (name, args, call) => {
-    const { run } = table.get(name) as Method; // parse has seen to it
+    const { run, audit } = table.get(name) as Method; // parse has seen to it
+    call.admit(audit?.(args) ?? {});
     return run(args, call);
   };
 

@@ -18,24 +18,29 @@
  * The text by kind; `value` is the codec's text (engine/codec.ts), embedded as it is and always last:
  *
  *     host to worker
- *       job      [role, type, name, source, [[name, source]...], nowMs, wallMs, maxResultBytes, maxLogBytes,
- *                maxStackBytes, maxMemoryBytes, value]   the blob area begins with the 32 bytes of the seed
- *       call     [id, ref, method, value]       calls a guest's function; value is an array value ["a", ...]
- *       reply    [id, nowMs, ok, value]         the answer, or the error, to the worker's call
- *       release  [ref, count]                   the host forgot a guest's function it had been given count times
+ *       job      [role, type, name, source, [[name, source]...], nowMs, wallMs, [limit...], [clock mode, step],
+ *                least log level, [env entry...], value]   the blob area begins with the 32 bytes of the seed
+ *       call     [nowMs, [id, ref, method, value]...]   calls a guest's function; value is an array value ["a", ...]
+ *       reply    [nowMs, [id, ok, value]...]            answers, or errors, to the worker's calls
+ *       release  [nowMs, [ref, count]...]               the host forgot a guest's function it had been given
  *     worker to host
- *       parked   []                             ready for a job
- *       call     [id, ref, method, value]       ids count up by one from 1; ref 0 is the run's built-in services
- *       reply    [id, ok, value]                the answer, or the error, to the host's call
- *       release  [ref, count]
+ *       parked   []                               ready for a job
+ *       call     [[id, ref, method, value]...]    ids count up by one from 1; ref 0 is the run's built-in services
+ *       reply    [[id, ok, value]...]             answers, or errors, to the host's calls
+ *       release  [[ref, count]...]
  *       log      [level, timeMs, [text...]]
  *       result   ["ok", value] | ["threw", name, message, stack] | ["stopped", reason, detail]
+ *
+ * Items of a kind go out together, in the order in which they were made; one whose value has bytes is alone in its
+ * frame. An error's value is ["a", code, message] from the host, ["a", name, message] from the worker.
  *
  * Order, from the worker: parked once, silence until the job; then calls, replies, releases and logs; one result; then
  * silence.
  */
 import { isUtf8 } from "node:buffer";
 import type { EncodedValue } from "../engine/codec.js";
+import type { ClockMode, LogLevel } from "./ambient.js";
+import type { EnvEntry } from "./stubs.js";
 
 /** Every way in which a peer can break the protocol. The text goes to the host's log; it holds nothing of the peer's. */
 export const protocolErrors = {
@@ -148,7 +153,6 @@ export interface WireValue {
   readonly blob: Uint8Array;
 }
 
-export type LogLevel = "debug" | "log" | "info" | "warn" | "error";
 export type WireStopReason = "interrupted" | "memory" | "stack" | "deadlock" | "output" | "source" | "crash";
 
 export interface JobMessage<V> {
@@ -169,6 +173,15 @@ export interface JobMessage<V> {
   readonly maxStackBytes: number;
   /** Of the engine's own heap. */
   readonly maxMemoryBytes: number;
+  /** Of one call's arguments, and of one answer to the host's call. */
+  readonly maxCallBytes: number;
+  /** Credit: calls that may be unanswered at one time; an honest guest keeps the others back. */
+  readonly maxInFlight: number;
+  /** Timers that may be pending at once. */
+  readonly maxTimers: number;
+  readonly clock: { readonly mode: ClockMode; readonly stepMs: number };
+  readonly leastLevel: LogLevel;
+  readonly env: readonly EnvEntry[];
   readonly input: V;
 }
 export interface CallMessage<V> {
@@ -179,14 +192,9 @@ export interface CallMessage<V> {
   /** An array value. */
   readonly args: V;
 }
-export interface HostReplyMessage<V> {
-  readonly kind: "reply";
-  readonly id: number;
-  readonly nowMs: number;
-  readonly ok: boolean;
-  readonly value: V;
-}
-export interface WorkerReplyMessage<V> {
+/** What the host sends carries its clock. */
+export type FromHost<M> = M & { readonly nowMs: number };
+export interface ReplyMessage<V> {
   readonly kind: "reply";
   readonly id: number;
   readonly ok: boolean;
@@ -218,9 +226,9 @@ export type ResultMessage<V> = { readonly kind: "result" } & (
 );
 
 export type HostMessage<V = WireValue> =
-  JobMessage<V> | CallMessage<V> | HostReplyMessage<V> | ReleaseMessage;
+  JobMessage<V> | FromHost<CallMessage<V>> | FromHost<ReplyMessage<V>> | FromHost<ReleaseMessage>;
 export type WorkerMessage<V = WireValue> =
-  ParkedMessage | CallMessage<V> | WorkerReplyMessage<V> | ReleaseMessage | LogMessage | ResultMessage<V>;
+  ParkedMessage | CallMessage<V> | ReplyMessage<V> | ReleaseMessage | LogMessage | ResultMessage<V>;
 export type Message<V = WireValue> = HostMessage<V> | WorkerMessage<V>;
 
 const kindNumbers = {
@@ -233,7 +241,7 @@ const kindNumbers = {
   parked: 7,
 } as const satisfies Record<Message["kind"], number>;
 
-const headerBytes = 12;
+export const headerBytes = 12;
 const maxU32 = 0xffff_ffff;
 const noBlobs: readonly Uint8Array[] = [];
 
@@ -254,26 +262,34 @@ export function encodeMessage(message: Message<EncodedValue>): Buffer {
         message.modules,
         message.nowMs,
         message.wallMs,
-        message.maxResultBytes,
-        message.maxLogBytes,
-        message.maxStackBytes,
-        message.maxMemoryBytes,
+        [
+          message.maxResultBytes,
+          message.maxLogBytes,
+          message.maxStackBytes,
+          message.maxMemoryBytes,
+          message.maxCallBytes,
+          message.maxInFlight,
+          message.maxTimers,
+        ],
+        [message.clock.mode, message.clock.stepMs],
+        message.leastLevel,
+        message.env,
       ]);
       const { text, blobs } = message.input;
       return frameOf(kindNumbers.job, `${head.slice(0, -1)},${text}]`, [message.seed, ...blobs]);
     }
-    case "call": {
-      const { id, ref, method, args } = message;
-      return frameOf(kindNumbers.call, `[${id},${ref},${JSON.stringify(method)},${args.text}]`, args.blobs);
+    case "call":
+    case "reply":
+    case "release": {
+      const head = "nowMs" in message ? `${message.nowMs},` : "";
+      const blobs =
+        message.kind === "call"
+          ? message.args.blobs
+          : message.kind === "reply"
+            ? message.value.blobs
+            : noBlobs;
+      return frameOf(kindNumbers[message.kind], `[${head}${itemText(message)}]`, blobs);
     }
-    case "reply": {
-      const { id, ok, value } = message;
-      const text =
-        "nowMs" in message ? `[${id},${message.nowMs},${ok},${value.text}]` : `[${id},${ok},${value.text}]`;
-      return frameOf(kindNumbers.reply, text, value.blobs);
-    }
-    case "release":
-      return frameOf(kindNumbers.release, `[${message.ref},${message.count}]`, noBlobs);
     case "log": {
       const texts = message.texts
         .slice(0, wireLimits.logTexts)
@@ -285,6 +301,44 @@ export function encodeMessage(message: Message<EncodedValue>): Buffer {
     default:
       return encodeResult(message);
   }
+}
+
+function itemText(message: CallMessage<EncodedValue> | ReplyMessage<EncodedValue> | ReleaseMessage): string {
+  switch (message.kind) {
+    case "call":
+      return `[${message.id},${message.ref},${JSON.stringify(message.method)},${message.args.text}]`;
+    case "reply":
+      return `[${message.id},${message.ok},${message.value.text}]`;
+    default:
+      return `[${message.ref},${message.count}]`;
+  }
+}
+
+type Item<V> = CallMessage<V> | ReplyMessage<V> | ReleaseMessage;
+
+/** The host's messages in as few frames as their order allows, each frame with the host's clock. */
+export function encodeItems(nowMs: number, items: readonly Item<EncodedValue>[]): Buffer[] {
+  const frames: Buffer[] = [];
+  let kind: Item<never>["kind"] | undefined;
+  let text = "";
+  const flush = () => {
+    if (kind !== undefined) frames.push(frameOf(kindNumbers[kind], `[${nowMs}${text}]`, noBlobs));
+    kind = undefined;
+    text = "";
+  };
+  for (const item of items) {
+    const blobs = item.kind === "call" ? item.args.blobs : item.kind === "reply" ? item.value.blobs : noBlobs;
+    if (blobs.length > 0) {
+      flush();
+      frames.push(frameOf(kindNumbers[item.kind], `[${nowMs},${itemText(item)}]`, blobs));
+      continue;
+    }
+    if (kind !== item.kind) flush();
+    kind = item.kind;
+    text += `,${itemText(item)}`;
+  }
+  flush();
+  return frames;
 }
 
 function encodeResult(message: ResultMessage<EncodedValue>): Buffer {
@@ -550,6 +604,7 @@ const wordsOf = <W extends string>(words: Record<W, true>): ReadonlySet<W> => {
 const roles = wordsOf<JobMessage<never>["role"]>({ run: true, session: true, template: true });
 const types = wordsOf<JobMessage<never>["type"]>({ module: true, script: true });
 const levels = wordsOf<LogLevel>({ debug: true, log: true, info: true, warn: true, error: true });
+const clockModes = wordsOf<ClockMode>({ frozen: true, real: true, coarse: true, virtual: true });
 const stopReasons = wordsOf<WireStopReason>({
   interrupted: true,
   memory: true,
@@ -573,17 +628,60 @@ function argsOf(parts: Parts, blob: Uint8Array): WireValue {
  * What a frame says, with every part checked but the values, which stay as they are for the codec.
  * @throws ProtocolError
  */
-export function parseMessage(frame: Frame, from: "worker"): WorkerMessage;
-export function parseMessage(frame: Frame, from: "host"): HostMessage;
-export function parseMessage(frame: Frame, from: "worker" | "host"): Message {
-  const { kind, blob } = frame;
+export function parseFrame(frame: Frame, from: "worker"): WorkerMessage[];
+export function parseFrame(frame: Frame, from: "host"): HostMessage[];
+export function parseFrame(frame: Frame, from: "worker" | "host"): Message[] {
+  const { kind } = frame;
   const fromWorker = from === "worker";
   switch (kind) {
     case kindNumbers.job:
       if (fromWorker) throw new ProtocolError("wrong-direction");
-      return parseJob(frame);
+      return [parseJob(frame)];
+    case kindNumbers.call:
+    case kindNumbers.reply:
+    case kindNumbers.release:
+      return parseItems(frame, fromWorker);
+    case kindNumbers.log: {
+      if (!fromWorker) throw new ProtocolError("wrong-direction");
+      withoutBlob(frame);
+      const parts = new Parts(parseText(frame.text), 3);
+      return [{ kind: "log", level: parts.word(levels), timeMs: parts.number(), texts: logTexts(parts) }];
+    }
+    case kindNumbers.result:
+      if (!fromWorker) throw new ProtocolError("wrong-direction");
+      return [parseResult(frame)];
+    case kindNumbers.parked:
+      if (!fromWorker) throw new ProtocolError("wrong-direction");
+      withoutBlob(frame);
+      return new Parts(parseText(frame.text), 0).length === 0 ? [{ kind: "parked" }] : malformed();
+    default:
+      throw new ProtocolError("unknown-kind");
+  }
+}
+
+function parseItems(frame: Frame, fromWorker: boolean): Message[] {
+  const { kind, blob } = frame;
+  const items = new Parts(parseText(frame.text));
+  const clock = fromWorker ? undefined : { nowMs: items.number() };
+  const count = items.length - (fromWorker ? 0 : 1);
+  if (count < 1 || (count > 1 && blob.byteLength > 0)) malformed();
+  if (kind === kindNumbers.release) withoutBlob(frame);
+  const messages: Message[] = [];
+  for (let i = 0; i < count; i++) {
+    const message = parseItem(kind, items.any(), blob);
+    messages.push(clock === undefined ? message : { ...message, ...clock });
+  }
+  return messages;
+}
+
+function parseItem(
+  kind: number,
+  item: unknown,
+  blob: Uint8Array,
+): CallMessage<WireValue> | ReplyMessage<WireValue> | ReleaseMessage {
+  switch (kind) {
     case kindNumbers.call: {
-      const parts = new Parts(parseText(frame.text), 4);
+      const parts = new Parts(item, 4);
       return {
         kind: "call",
         id: parts.integer(1, maxU32),
@@ -593,32 +691,18 @@ export function parseMessage(frame: Frame, from: "worker" | "host"): Message {
       };
     }
     case kindNumbers.reply: {
-      const parts = new Parts(parseText(frame.text), fromWorker ? 3 : 4);
-      const id = parts.integer(1, maxU32);
-      if (fromWorker) return { kind: "reply", id, ok: parts.flag(), value: { wire: parts.any(), blob } };
-      const nowMs = parts.number();
-      return { kind: "reply", id, nowMs, ok: parts.flag(), value: { wire: parts.any(), blob } };
+      const parts = new Parts(item, 3);
+      return {
+        kind: "reply",
+        id: parts.integer(1, maxU32),
+        ok: parts.flag(),
+        value: { wire: parts.any(), blob },
+      };
     }
-    case kindNumbers.release: {
-      withoutBlob(frame);
-      const parts = new Parts(parseText(frame.text), 2);
+    default: {
+      const parts = new Parts(item, 2);
       return { kind: "release", ref: parts.integer(1), count: parts.integer(1) };
     }
-    case kindNumbers.log: {
-      if (!fromWorker) throw new ProtocolError("wrong-direction");
-      withoutBlob(frame);
-      const parts = new Parts(parseText(frame.text), 3);
-      return { kind: "log", level: parts.word(levels), timeMs: parts.number(), texts: logTexts(parts) };
-    }
-    case kindNumbers.result:
-      if (!fromWorker) throw new ProtocolError("wrong-direction");
-      return parseResult(frame);
-    case kindNumbers.parked:
-      if (!fromWorker) throw new ProtocolError("wrong-direction");
-      withoutBlob(frame);
-      return new Parts(parseText(frame.text), 0).length === 0 ? { kind: "parked" } : malformed();
-    default:
-      throw new ProtocolError("unknown-kind");
   }
 }
 
@@ -633,6 +717,7 @@ function parseJob(frame: Frame): JobMessage<WireValue> {
   const { blob } = frame;
   if (blob.byteLength < wireLimits.seedBytes) malformed();
   const parts = new Parts(parseText(frame.text), 12);
+  const text = (part: unknown): string => (typeof part === "string" ? part : malformed());
   return {
     kind: "job",
     role: parts.word(roles),
@@ -646,12 +731,44 @@ function parseJob(frame: Frame): JobMessage<WireValue> {
     seed: new Uint8Array(blob.subarray(0, wireLimits.seedBytes)),
     nowMs: parts.number(),
     wallMs: parts.number(),
+    ...limitsOf(parts.any()),
+    clock: clockOf(parts.any()),
+    leastLevel: parts.word(levels),
+    env: parts.list((part): EnvEntry => {
+      const entry = new Parts(part);
+      const name = entry.text(Infinity);
+      const kind = entry.any();
+      switch (kind) {
+        case "capability":
+          return [name, kind, entry.integer(1), entry.list(text, Infinity)];
+        case "function":
+          return [name, kind, entry.integer(1)];
+        case "text":
+          return [name, kind, entry.text(Infinity)];
+        default:
+          return malformed();
+      }
+    }, Infinity),
+    input: { wire: parts.any(), blob: blob.subarray(wireLimits.seedBytes) },
+  };
+}
+
+function limitsOf(part: unknown) {
+  const parts = new Parts(part, 7);
+  return {
     maxResultBytes: parts.integer(0),
     maxLogBytes: parts.integer(0),
     maxStackBytes: parts.integer(0),
     maxMemoryBytes: parts.integer(0),
-    input: { wire: parts.any(), blob: blob.subarray(wireLimits.seedBytes) },
+    maxCallBytes: parts.integer(0),
+    maxInFlight: parts.integer(0),
+    maxTimers: parts.integer(0),
   };
+}
+
+function clockOf(part: unknown): JobMessage<never>["clock"] {
+  const parts = new Parts(part, 2);
+  return { mode: parts.word(clockModes), stepMs: parts.integer(0) };
 }
 
 function parseResult(frame: Frame): ResultMessage<WireValue> {
@@ -697,18 +814,12 @@ export interface ConnectionLimits extends FrameLimits {
   readonly maxInFlight: number;
 }
 
-export interface ConnectionOptions {
-  readonly limits: ConnectionLimits;
-  /** Whether this run's worker was ever given the reference. */
-  readonly knows: (ref: number) => boolean;
-}
-
 export type ConnectionState = "starting" | "parked" | "running" | "done";
 
 /** The supervisor's side of one worker: what may come, and when. After a throw it is dead and only throws. */
 export class WorkerConnection {
   readonly #limits: ConnectionLimits;
-  readonly #knows: (ref: number) => boolean;
+  #knows: (ref: number) => boolean = () => false;
   readonly #decoder: FrameDecoder;
   #state: ConnectionState = "starting";
   #dead = false;
@@ -718,10 +829,9 @@ export class WorkerConnection {
   readonly #inFlight = new Set<number>();
   readonly #outstanding = new Set<number>();
 
-  constructor(options: ConnectionOptions) {
-    this.#limits = options.limits;
-    this.#knows = options.knows;
-    this.#decoder = new FrameDecoder(options.limits);
+  constructor(limits: ConnectionLimits) {
+    this.#limits = limits;
+    this.#decoder = new FrameDecoder(limits);
   }
 
   get state(): ConnectionState {
@@ -757,19 +867,21 @@ export class WorkerConnection {
       this.#frames += 1;
       if (this.#frames > this.#limits.maxFrames) throw new ProtocolError("flood");
       this.#mustListen();
-      const message = parseMessage(frame, "worker");
-      this.#accept(message);
-      messages.push(message);
+      for (const message of parseFrame(frame, "worker")) {
+        this.#accept(message);
+        messages.push(message);
+      }
     }
     if (this.#decoder.partial) this.#mustListen();
     this.#dead = false;
     return messages;
   }
 
-  /** The host sends a job. The worker must be parked. */
-  startJob(): void {
+  /** The host sends a job. The worker must be parked. `knows`: whether this run holds a reference now. */
+  startJob(knows: (ref: number) => boolean): void {
     if (this.#state !== "parked") throw new Error(`a job for a worker that is ${this.#state}`);
     this.#state = "running";
+    this.#knows = knows;
   }
 
   /** The host answers the worker's call. */
@@ -818,42 +930,95 @@ export class WorkerConnection {
 
 /** One for the process: it has one host. Made with the module, so that a forked worker has not to touch all of it. */
 const readBuffer = Buffer.alloc(64 * 1024);
+const kindNames = new Map<number, Message["kind"]>(
+  Object.entries(kindNumbers).map(([name, number]) => [number, name as Message["kind"]]),
+);
 
-/** The worker's side: the host's messages, read one after the other from a blocking source. */
+/** Where the body of the host's next message goes. */
+export interface Room {
+  readonly text: Uint8Array;
+  readonly blob: Uint8Array;
+}
+
+/**
+ * The worker's side: the host's frames, read one after the other from a blocking source. The host is trusted, so its
+ * bodies go straight to where the guest wants them, and large ones without a copy between.
+ */
 export class FrameSource {
   readonly #read: (into: Uint8Array) => number;
-  readonly #buffer = readBuffer;
-  readonly #decoder: FrameDecoder;
-  readonly #ready: HostMessage[] = [];
+  #start = 0;
+  #end = 0;
 
-  /**
-   * @param read blocks until there are bytes, writes them to the front of `into` and returns how many; 0 at the end
-   * @param limits the host is trusted: by default only what a frame can say
-   */
-  constructor(
-    read: (into: Uint8Array) => number,
-    limits: FrameLimits = { maxTextBytes: maxU32, maxBlobBytes: maxU32 },
-  ) {
+  /** @param read blocks until there are bytes, writes them to the front of `into` and returns how many; 0 at the end */
+  constructor(read: (into: Uint8Array) => number) {
     this.#read = read;
-    this.#decoder = new FrameDecoder(limits);
   }
 
   /**
-   * The next message; undefined at the end of the stream. The message is the caller's, with blobs of its own.
-   * @throws ProtocolError; "truncated" if the stream ends within a frame
+   * Reads the next frame into the room that `roomFor` makes for it. Undefined at the end of the stream.
+   * @throws ProtocolError "truncated" if the stream ends within a frame, "unknown-kind"
    */
-  next(): HostMessage | undefined {
-    while (this.#ready.length === 0) {
-      const count = this.#read(this.#buffer);
+  next(roomFor: (textBytes: number, blobBytes: number) => Room): Message["kind"] | undefined {
+    while (this.#end - this.#start < headerBytes) {
+      if (this.#start > 0) {
+        readBuffer.copyWithin(0, this.#start, this.#end);
+        this.#end -= this.#start;
+        this.#start = 0;
+      }
+      const count = this.#read(this.#end === 0 ? readBuffer : readBuffer.subarray(this.#end));
       if (count === 0) {
-        if (this.#decoder.partial) throw new ProtocolError("truncated");
+        if (this.#end > 0) throw new ProtocolError("truncated");
         return undefined;
       }
-      // Parsed at once: the frames' texts are views of the buffer that the next read overwrites.
-      for (const frame of this.#decoder.push(this.#buffer.subarray(0, count))) {
-        this.#ready.push(parseMessage(frame, "host"));
-      }
+      this.#end += count;
     }
-    return this.#ready.shift();
+    const textBytes = readBuffer.readUInt32LE(this.#start);
+    const blobBytes = readBuffer.readUInt32LE(this.#start + 4);
+    const kind = kindNames.get(readBuffer.readUInt32LE(this.#start + 8));
+    if (kind === undefined) throw new ProtocolError("unknown-kind");
+    this.#start += headerBytes;
+    const room = roomFor(textBytes, blobBytes);
+    this.#fill(room.text);
+    if (blobBytes > 0) this.#fill(room.blob);
+    return kind;
   }
+
+  /** The job, parsed. Undefined at the end of the stream. */
+  job(): JobMessage<WireValue> | undefined {
+    let text = Buffer.alloc(0);
+    let blob = Buffer.alloc(0);
+    const kind = this.next((textBytes, blobBytes) => {
+      text = Buffer.allocUnsafe(textBytes);
+      blob = Buffer.allocUnsafe(blobBytes);
+      return { text, blob };
+    });
+    if (kind === undefined) return undefined;
+    const [message] = parseFrame({ kind: kindNumbers[kind], text, blob: new Uint8Array(blob) }, "host");
+    if (message?.kind !== "job") throw new ProtocolError("bad-order");
+    return message;
+  }
+
+  #fill(target: Uint8Array): void {
+    const have = Math.min(target.length, this.#end - this.#start);
+    target.set(readBuffer.subarray(this.#start, this.#start + have));
+    this.#start += have;
+    for (let at = have; at < target.length;) {
+      const count = this.#read(target.subarray(at));
+      if (count === 0) throw new ProtocolError("truncated");
+      at += count;
+    }
+  }
+}
+
+/** The worker's side of sending: a frame of a text that the guest has written, in pieces as they lie. */
+export function frameHeader(
+  kind: Message["kind"],
+  textBytes: number,
+  blobBytes: number,
+  into: Uint8Array,
+): void {
+  const view = new DataView(into.buffer, into.byteOffset, headerBytes);
+  view.setUint32(0, textBytes, true);
+  view.setUint32(4, blobBytes, true);
+  view.setUint32(8, kindNumbers[kind], true);
 }

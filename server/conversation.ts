@@ -3,32 +3,33 @@
  * by clocks of its own, checks every claim of the worker against what it can see, and kills the process in the end,
  * whatever it said.
  */
+import { randomUUID } from "node:crypto";
 import { codec } from "../engine/codec.js";
-import { SLEEP, type Job } from "../engine/engine.js";
+import type { Job } from "../engine/engine.js";
+import type { BrokerMessage, BrokerPort } from "../hostapi/broker.js";
+import type { RunContext } from "../hostapi/capability.js";
+import type { EnvEntry } from "../hostapi/stubs.js";
 import {
   ProtocolError,
+  encodeItems,
   encodeMessage,
   type CallMessage,
+  type ReleaseMessage,
+  type ReplyMessage,
   type ResultMessage,
   type WireValue,
   type WorkerMessage,
 } from "../hostapi/wire.js";
 import type { WorkerExit } from "../osjail/zygote-client.js";
 import type { Limits } from "./limits.js";
-import type { Layers, LogEntry, Outcome, Stop } from "./outcome.js";
+import type { Layers, LedgerEntry, LogEntry, Outcome, Stop } from "./outcome.js";
 import type { ParkedWorker } from "./hull.js";
 import { verdict } from "./verdict.js";
 
-const { encode, decode, isCodecError } = codec();
+const { decode, isCodecError } = codec();
 
 /** The worker's own deadline comes first; this is how long it may take to say so. */
 const SOFT_GRACE_MS = 20;
-
-/** Sleeps of the guest's timers that may be asked for at once by an honest worker: one a due time. */
-const MAX_SLEEPS = 1024;
-
-/** The supervisor's own answers are short, whatever a call may carry. */
-const OWN_ANSWER_BYTES = 4096;
 
 /** Most time that building one result may take: a script can choose keys that collide in V8's hash tables, ms. */
 const DECODE_MS = 100;
@@ -48,12 +49,40 @@ type Ending =
   | { status: "stopped"; stop: Stop }
   | { status: "cancelled" };
 
+/** Answers the guest's calls: the broker, or what was recorded of one. */
+export interface HostSide {
+  readonly env: readonly EnvEntry[];
+  /** Calls of capabilities so far. */
+  readonly calls: number;
+  readonly knows: (ref: number) => boolean;
+  call(message: CallMessage<WireValue>): void;
+  reply(message: ReplyMessage<WireValue>): void;
+  release(message: ReleaseMessage): void;
+  ledger(): LedgerEntry[];
+  close(): void;
+}
+
+/** Hears what a replay will need: everything that the worker was sent, and when. */
+export interface Recorder {
+  job(job: RunJob["job"] & { wallMs: number; env: readonly EnvEntry[] }): void;
+  /** The worker's messages that decide what it is sent. */
+  heard(message: WorkerMessage): void;
+  sent(frame: Uint8Array): void;
+}
+
 export interface RunJob {
-  job: Omit<Job, "kind" | "input" | "wallMs"> & { input: { text: string; blobs: Uint8Array[] } };
+  job: Omit<Job, "kind" | "input" | "wallMs" | "env"> & { input: { text: string; blobs: Uint8Array[] } };
   limits: Limits;
   signal: AbortSignal | undefined;
   layers: Layers;
+  tenant: string;
+  host(port: Omit<BrokerPort, "audit">, run: RunContext): HostSide;
+  onLog?: ((entry: LogEntry) => void) | undefined;
+  recorder?: Recorder | undefined;
 }
+
+/** Over so many unsent bytes nothing more is heard of a worker: it asks, and does not read the answers. */
+const MAX_BACKLOG_BYTES = 8 * 1024 * 1024;
 
 /** Runs one job on a parked worker and kills it. Resolves to the outcome; never rejects. */
 export function converse(parked: ParkedWorker, run: RunJob): Promise<Outcome> {
@@ -62,9 +91,14 @@ export function converse(parked: ParkedWorker, run: RunJob): Promise<Outcome> {
 
 class Conversation {
   readonly #logs: LogEntry[] = [];
-  readonly #sleeps = new Set<NodeJS.Timeout>();
+  readonly #host: HostSide;
+  readonly #over = new AbortController();
+  /** Messages to the worker that go out together at the end of this tick. */
+  #outbox: BrokerMessage[] = [];
+  /** What the worker said while it did not read. */
+  #unheard: WorkerMessage[] = [];
+  #clockOffset = 0;
   #logBytes = 0;
-  #hostCalls = 0;
   #bytesOut = 0;
   #started = 0;
   #cpuBefore = 0;
@@ -78,7 +112,22 @@ class Conversation {
     readonly parked: ParkedWorker,
     readonly run: RunJob,
     readonly resolve: (outcome: Outcome) => void,
-  ) {}
+  ) {
+    const port = {
+      send: (message: BrokerMessage) => this.#queue(message),
+      nowMs: () => Date.now(),
+      violated: (detail: string) => this.#stop({ reason: "protocol", layer: "broker", detail }),
+      exhausted: (measured: number) =>
+        this.#stop({ reason: "host-calls", layer: "broker", limit: run.limits.hostCalls, measured }),
+    };
+    const context: RunContext = {
+      id: randomUUID(),
+      tenant: run.tenant,
+      signal: this.#over.signal,
+      elapsedMs: () => (this.#started === 0 ? 0 : performance.now() - this.#started),
+    };
+    this.#host = run.host(port, context);
+  }
 
   begin(): void {
     const { worker, connection } = this.parked;
@@ -89,9 +138,12 @@ class Conversation {
     this.#bytesBefore = connection.bytesIn;
     this.parked.listen({ data: (chunk) => this.#hear(chunk), closed: () => this.#onClosed() });
     void worker.exited.then((exit) => this.#onExit(exit));
-    connection.startJob();
+    connection.startJob(this.#host.knows);
     this.#started = performance.now();
-    this.#send(encodeMessage({ kind: "job", ...job, wallMs: limits.wallMs }));
+    this.#clockOffset = job.nowMs - Date.now();
+    const told = { ...job, env: this.#host.env, wallMs: limits.wallMs };
+    this.run.recorder?.job(told);
+    this.#send(encodeMessage({ kind: "job", ...told }));
     this.#wallTimer = setTimeout(() => this.#onWallDeadline(), limits.wallMs + SOFT_GRACE_MS);
     this.#armCpuTimer(limits.cpuMs);
   }
@@ -100,13 +152,17 @@ class Conversation {
 
   #hear(chunk: Uint8Array): void {
     if (this.#ended) return;
+    this.#guarded(() => {
+      this.#unheard.push(...this.parked.connection.feed(chunk));
+      this.#takeAll();
+    });
+  }
+
+  /** Whatever a worker's bytes can make us throw ends that worker, and nothing else. */
+  #guarded(act: () => void): void {
     try {
-      for (const message of this.parked.connection.feed(chunk)) {
-        this.#take(message);
-        if (this.#ended) return;
-      }
+      act();
     } catch (error) {
-      // Whatever a worker's bytes can make us throw ends that worker, and nothing else.
       if (!(error instanceof ProtocolError)) {
         return this.#stop({
           reason: "protocol",
@@ -120,18 +176,36 @@ class Conversation {
     }
   }
 
+  /** A worker that does not read its answers is not heard until it does: what it can make us keep stays bounded. */
+  #takeAll(): void {
+    const messages = this.#unheard;
+    let at = 0;
+    for (; at < messages.length && !this.#ended; at++) {
+      if (this.parked.backlog > MAX_BACKLOG_BYTES) {
+        this.parked.pauseUntilDrained(() => this.#guarded(() => this.#takeAll()));
+        break;
+      }
+      const message = messages[at] as WorkerMessage;
+      this.run.recorder?.heard(message);
+      this.#take(message);
+    }
+    this.#unheard = messages.slice(at);
+  }
+
   #take(message: WorkerMessage): void {
     switch (message.kind) {
       case "log":
         return this.#log(message.level, message.texts, message.timeMs);
       case "call":
-        return this.#call(message);
+        return this.#host.call(message);
+      case "reply":
+        return this.#host.reply(message);
+      case "release":
+        return this.#host.release(message);
       case "result":
         return this.#result(message);
       case "parked":
-      case "reply":
-      case "release":
-        return; // the connection refuses them in this state: no reference was ever given
+        return; // the connection refuses it in this state
     }
   }
 
@@ -150,55 +224,37 @@ class Conversation {
     }
     if (cut) return;
     if (this.#logBytes > logBytes) {
-      this.#logs.push({ level: "warn", args: [`the log was cut at ${logBytes} bytes`], timeMs });
-      return;
+      return this.#addLog({ level: "warn", args: [`the log was cut at ${logBytes} bytes`], timeMs });
     }
-    this.#logs.push({ level, args: [...texts], timeMs });
+    this.#addLog({ level, args: [...texts], timeMs });
   }
 
-  #call(call: CallMessage<WireValue>): void {
-    if (call.ref === 0 && call.method === SLEEP) return this.#sleep(call);
-    this.#hostCalls++;
-    if (this.#hostCalls > this.run.limits.hostCalls) {
-      const { hostCalls } = this.run.limits;
-      return this.#stop({
-        reason: "host-calls",
-        layer: "broker",
-        limit: hostCalls,
-        measured: this.#hostCalls,
-      });
-    }
-    this.#answer(call.id, false, new Error("there is no such capability"));
-  }
-
-  #sleep(call: CallMessage<WireValue>): void {
-    let ms: unknown;
+  #addLog(entry: LogEntry): void {
+    this.#logs.push(entry);
     try {
-      [ms] = decode(call.args.wire, call.args.blob, { maxDepth: 2, maxNodes: 4 }) as [unknown];
-    } catch (error) {
-      if (!isCodecError(error)) throw error;
+      this.run.onLog?.(entry);
+    } catch {
+      // The caller's own listener: the run is not the place to tell of it, and the entry is in the outcome.
     }
-    if (typeof ms !== "number" || !(ms >= 0) || this.#sleeps.size >= MAX_SLEEPS) {
-      return this.#stop({
-        reason: "protocol",
-        layer: "supervisor",
-        detail: "a sleep that no honest worker asks for",
-      });
-    }
-    const timer = setTimeout(
-      () => {
-        this.#sleeps.delete(timer);
-        this.#answer(call.id, true, undefined);
-      },
-      Math.min(ms, 2_147_483_647),
-    );
-    this.#sleeps.add(timer);
   }
 
-  #answer(id: number, ok: boolean, value: unknown): void {
-    this.parked.connection.answered(id);
-    const limits = { maxBytes: OWN_ANSWER_BYTES, maxNodes: 64, root: "answer", omitStacks: true };
-    this.#send(encodeMessage({ kind: "reply", id, nowMs: Date.now(), ok, value: encode(value, limits) }));
+  #queue(message: BrokerMessage): void {
+    if (this.#ended) return;
+    if (this.#outbox.push(message) === 1) process.nextTick(() => this.#flush());
+  }
+
+  #flush(): void {
+    const messages = this.#outbox;
+    this.#outbox = [];
+    if (this.#ended) return;
+    for (const { kind, ...message } of messages) {
+      if (kind === "reply" && "id" in message) this.parked.connection.answered(message.id);
+      if (kind === "call" && "id" in message) this.parked.connection.called(message.id);
+    }
+    for (const frame of encodeItems(Date.now() + this.#clockOffset, messages)) {
+      this.run.recorder?.sent(frame);
+      this.#send(frame);
+    }
   }
 
   /** A claim. It counts if the process lives within its limits at this moment, by our clocks. */
@@ -333,16 +389,23 @@ class Conversation {
       wallMs,
       cpuMs,
       peakMemoryBytes: this.#started === 0 ? 0 : worker.peakBytes(exit),
-      hostCalls: this.#hostCalls,
+      hostCalls: this.#host.calls,
       bytesIn: connection.bytesIn - this.#bytesBefore,
       bytesOut: this.#bytesOut,
     };
     clearTimeout(this.#wallTimer);
     clearTimeout(this.#cpuTimer);
-    for (const timer of this.#sleeps) clearTimeout(timer);
+    this.#over.abort();
+    this.#host.close();
     this.run.signal?.removeEventListener("abort", this.#onAbort);
     this.parked.discard();
-    this.resolve({ ...ending, logs: this.#logs, usage, ledger: [], layers: this.run.layers });
+    this.resolve({
+      ...ending,
+      logs: this.#logs,
+      usage,
+      ledger: this.#host.ledger(),
+      layers: this.run.layers,
+    });
   }
 
   #send(frame: Uint8Array): void {

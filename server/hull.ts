@@ -93,6 +93,22 @@ export class ParkedWorker {
     if (!this.worker.socket.destroyed) this.worker.socket.write(frame);
   }
 
+  /** Bytes that were written and have not left. */
+  get backlog(): number {
+    return this.worker.socket.writableLength;
+  }
+
+  /** Hears nothing more until everything has left; then calls `resume`. */
+  pauseUntilDrained(resume: () => void): void {
+    const { socket } = this.worker;
+    if (socket.isPaused()) return;
+    socket.pause();
+    socket.once("drain", () => {
+      socket.resume();
+      resume();
+    });
+  }
+
   /** Kills the process and lets go of its socket. */
   discard(): void {
     this.worker.kill();
@@ -252,7 +268,7 @@ function awaitParked(
   limits: Limits,
   make: (connection: WorkerConnection) => ParkedWorker,
 ): Promise<ParkedWorker> {
-  const connection = new WorkerConnection({ limits: connectionLimits(limits), knows: () => false });
+  const connection = new WorkerConnection(connectionLimits(limits));
   return new Promise((resolve, reject) => {
     const { socket } = worker;
     const failed = (why: string) => {

@@ -4,7 +4,7 @@ import { readSetup } from "../osjail/setup.js";
 import { trimHeap } from "../osjail/libc.ffi.js";
 import type { JailPlan } from "../osjail/plan.js";
 import { loadEngine, type EngineKind } from "./engines.js";
-import { rehearse, serveWorker } from "./worker.js";
+import { GUEST, rehearse, serveWorker } from "./worker.js";
 
 export interface KeeperSetup {
   plan: JailPlan;
@@ -14,7 +14,7 @@ export interface KeeperSetup {
 const engine = await loadEngine(process.argv[2] as EngineKind);
 const setup = readSetup(COMMANDS_FD) as KeeperSetup | undefined;
 if (setup === undefined) process.exit(0); // launched ahead of a wish that never came
-const image = await engine.boot({ memoryMb: setup.memoryMb });
+const image = await engine.boot({ memoryMb: setup.memoryMb, guest: GUEST });
 rehearse(image, 12);
 image.warm();
 // Whatever the boot left lying about, every worker would inherit as page tables and copies. An ordinary collection: a

@@ -29,6 +29,12 @@ export const LIMITS = {
   },
   hostCalls: { default: 1000, min: 0, max: 10_000_000, stops: "hammering capabilities" },
   hostCallsInFlight: { default: 64, min: 1, max: 10_000, stops: "unanswered calls without end" },
+  references: {
+    default: 1000,
+    min: 1,
+    max: 100_000,
+    stops: "holding capabilities and callbacks without end",
+  },
   callBytes: {
     default: 1_048_576,
     min: 16,

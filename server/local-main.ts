@@ -1,8 +1,10 @@
 /** The worker's main without a jail: a spawned process on any operating system, for development only. */
 import { loadEngine, type EngineKind } from "./engines.js";
-import { serveWorker } from "./worker.js";
+import { GUEST, serveWorker } from "./worker.js";
 
 const setup = JSON.parse(process.argv[2] as string) as { engine: EngineKind; memoryMb: number };
 const engine = await loadEngine(setup.engine);
-const image = await engine.boot({ memoryMb: setup.memoryMb });
-serveWorker(image, { fd: 3, exit: (code) => process.exit(code) });
+serveWorker(await engine.boot({ memoryMb: setup.memoryMb, guest: GUEST }), {
+  fd: 3,
+  exit: (code) => process.exit(code),
+});

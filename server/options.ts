@@ -1,7 +1,12 @@
 /** What a caller may say: one strict schema for the sandbox and one for a run. Unknown keys are errors. */
 import { z } from "zod";
+import { AMBIENT_KINDS, type Ambient } from "../hostapi/ambient.js";
+import type { AuditEvent } from "../hostapi/broker.js";
+import { Capability } from "../hostapi/capability.js";
+import { Secret } from "../hostapi/secret.js";
 import { SandboxError } from "./errors.js";
 import { LIMITS, type LimitName } from "./limits.js";
+import type { LogEntry } from "./outcome.js";
 
 const row = (name: LimitName) => {
   const { min, max } = LIMITS[name];
@@ -25,6 +30,7 @@ export const limitsSchema = z.strictObject({
   hostCalls: row("hostCalls"),
   hostCallsInFlight: row("hostCallsInFlight"),
   callBytes: row("callBytes"),
+  references: row("references"),
 } satisfies Record<LimitName, unknown>);
 
 const count = (name: string, min: number, max: number) =>
@@ -59,6 +65,23 @@ export const createSchema = z.strictObject({
   speculation: z.boolean().optional(),
 });
 
+/** What a run can be handed: an object of its `env`, a secret's handle, or a change of what every run has. */
+export type Grant = Capability | Secret | Ambient;
+
+const isAmbient = (value: unknown): value is Ambient =>
+  typeof value === "object" &&
+  value !== null &&
+  "kind" in value &&
+  AMBIENT_KINDS.some((kind) => kind === value.kind);
+
+const grant = z.custom<Grant>(
+  (value) => value instanceof Capability || value instanceof Secret || isAmbient(value),
+  "is no grant: give a capability, a secret, or one of clock, random, log and timers",
+);
+
+const listener = <F extends (value: never) => void>(name: string) =>
+  z.custom<F>((value) => typeof value === "function", `${name} must be a function`).optional();
+
 export const runSchema = z.strictObject({
   input: z.unknown().optional(),
   type: z.enum(["module", "script"], 'type must be "module" or "script"').optional(),
@@ -74,6 +97,14 @@ export const runSchema = z.strictObject({
   limits: limitsSchema.optional(),
   signal: z.instanceof(AbortSignal, { message: "signal must be an AbortSignal" }).optional(),
   tenant: z.string("tenant must be a string").max(200).optional(),
+  /** What the script may do besides computing: `{ kv: kv() }` is `env.kv` to it. */
+  grants: z
+    .record(z.string().regex(/^[A-Za-z_$][\w$]{0,63}$/, "a grant's name must be an identifier"), grant)
+    .optional(),
+  /** Hears of each decision about a call, before the act; one that throws stops it. */
+  audit: listener<(event: AuditEvent) => void>("audit"),
+  /** Hears each line of the script's log as it comes. */
+  onLog: listener<(entry: LogEntry) => void>("onLog"),
 });
 
 export type SandboxOptions = z.input<typeof createSchema>;

@@ -1,5 +1,6 @@
 /** What became of a run: closed unions, decided from outside the worker. */
 import type { LogLevel } from "../engine/engine.js";
+import type { LedgerEntry } from "../hostapi/broker.js";
 import type { LayerReport } from "../osjail/plan.js";
 import type { EngineKind } from "./engines.js";
 
@@ -66,13 +67,7 @@ export interface Layers {
   kernel: LayerReport[];
 }
 
-/** What a capability was asked to do. */
-export interface LedgerEntry {
-  capability: string;
-  calls: number;
-  refused: number;
-  bytes: number;
-}
+export type { LedgerEntry };
 
 interface OutcomeBase {
   logs: LogEntry[];

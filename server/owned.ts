@@ -3,7 +3,7 @@
  * call. It grades the kernel hull by itself, as if the language hull had fallen. For the lab and the tests; `Sandbox`
  * cannot name it.
  */
-import type { Engine, Image } from "../engine/engine.js";
+import { resultText, type Engine, type Image } from "../engine/engine.js";
 import { codec } from "../engine/codec.js";
 import { Memory, rawSyscall, syscallNumber } from "../osjail/libc.ffi.js";
 import type { SyscallName } from "../osjail/abi/syscalls.js";
@@ -24,14 +24,17 @@ export const owned: Engine = {
     warm: () => void run("return input", undefined),
     load: (job, send) => ({
       outstanding: 0,
+      reserve: () => undefined,
       step: () => {
         try {
           const value = run(job.source, job.input.wire);
           const limits = { maxBytes: job.maxResultBytes, maxDepth: 64, maxNodes: 1_000_000, root: "value" };
-          send({ kind: "result", status: "ok", value: encode(value, limits) });
+          const { text, blobs } = encode(value, limits);
+          send({ kind: "result", text: resultText({ status: "ok", value: text }), blobs });
         } catch (error) {
           const { name, message, stack = "" } = error as Error;
-          send({ kind: "result", status: "threw", error: { name, message, stack } });
+          const text = resultText({ status: "threw", error: { name, message, stack } });
+          send({ kind: "result", text, blobs: [] });
         }
       },
     }),

@@ -6,10 +6,14 @@ import { randomBytes } from "node:crypto";
 import { setMaxListeners } from "node:events";
 import os from "node:os";
 import { codec } from "../engine/codec.js";
+import { Broker } from "../hostapi/broker.js";
+import { Capability } from "../hostapi/capability.js";
+import type { ClockSetting, LogLevel } from "../hostapi/ambient.js";
+import { Secret } from "../hostapi/secret.js";
 import { readHost, type Host } from "../osjail/host.js";
 import type { LaunchFrom } from "../osjail/launch.js";
 import type { LaunchedKeeper } from "../osjail/zygote-client.js";
-import { converse } from "./conversation.js";
+import { converse, type RunJob } from "./conversation.js";
 import type { EngineKind, ImageKind } from "./engines.js";
 import { SandboxError } from "./errors.js";
 import { startJail, startLocal, type Hull, type HullOptions } from "./hull.js";
@@ -25,6 +29,7 @@ import type { Outcome, ScriptError, Stop } from "./outcome.js";
 import {
   createSchema,
   parse,
+  type Grant,
   runSchema,
   type ParsedOptions,
   type RunOptions,
@@ -108,11 +113,13 @@ export class Sandbox {
     if (typeof source !== "string") {
       throw new SandboxError("bad-option", "source must be a string", { field: "source" });
     }
-    if (Object.hasOwn(options.modules ?? {}, "__proto__")) {
-      const field = "modules.__proto__";
-      throw new SandboxError("bad-option", `${field} cannot be a module's name: choose another`, { field });
+    for (const table of ["modules", "grants"] as const) {
+      if (!Object.hasOwn(options[table] ?? {}, "__proto__")) continue;
+      const field = `${table}.__proto__`;
+      throw new SandboxError("bad-option", `${field} cannot be a name: choose another`, { field });
     }
     const given = parse(runSchema, options);
+    const { table, clock, seed, leastLevel, maxTimers } = arrange(given.grants ?? {});
     const limits = this.#limitsFor(given.limits ?? {});
     const input = encodeInput(given.input);
     const type = given.type ?? "module";
@@ -147,20 +154,25 @@ export class Sandbox {
       ]);
     }
     const pool = await this.#poolOf(tenant);
-    return this.#converse(pool, tenant, signal, limits, (nowMs) => ({
-      role: "run",
-      type,
-      name,
-      source,
-      modules,
-      seed: randomBytes(32),
-      nowMs,
-      maxResultBytes: limits.resultBytes,
-      maxLogBytes: limits.logBytes,
-      maxStackBytes: limits.stackKb * 1024,
-      maxMemoryBytes: limits.memoryMb * 1024 * 1024,
-      input,
-    }));
+    return this.#converse(pool, tenant, limits, {
+      signal,
+      onLog: given.onLog,
+      host: (port, run) => new Broker(table, { limits, run, port: { ...port, audit: given.audit } }),
+      job: () => ({
+        ...jobLimits(limits),
+        role: "run",
+        type,
+        name,
+        source,
+        modules,
+        seed: seed ?? randomBytes(32),
+        nowMs: clock.startMs ?? Date.now(),
+        clock,
+        leastLevel,
+        maxTimers,
+        input,
+      }),
+    });
   }
 
   /** Ends every run, zygote and worker and waits until nothing is left. Idempotent. */
@@ -193,10 +205,10 @@ export class Sandbox {
   async #converse(
     pool: Pool,
     tenant: string,
-    signal: AbortSignal | undefined,
     limits: Limits,
-    job: (nowMs: number) => Parameters<typeof converse>[1]["job"],
+    run: Pick<RunJob, "signal" | "onLog" | "host" | "recorder"> & { job: () => RunJob["job"] },
   ): Promise<Outcome> {
+    const { signal } = run;
     for (;;) {
       let lease;
       try {
@@ -213,7 +225,7 @@ export class Sandbox {
           parked.discard(); // it died while it was parked: the run has not started, another worker takes it
           continue;
         }
-        return await converse(parked, { job: job(Date.now()), limits, signal, layers: hull.layers });
+        return await converse(parked, { ...run, job: run.job(), limits, tenant, layers: hull.layers });
       } finally {
         lease.done();
       }
@@ -258,20 +270,24 @@ export class Sandbox {
   ): Promise<string[] | Outcome> {
     const limits = this.#stripLimits();
     const pool = await this.#strippers();
-    const outcome = await this.#converse(pool, tenant, signal, limits, (nowMs) => ({
-      role: "run",
-      type,
-      name,
-      source: "",
-      modules,
-      seed: new Uint8Array(32),
-      nowMs,
-      maxResultBytes: limits.resultBytes,
-      maxLogBytes: 0,
-      maxStackBytes: limits.stackKb * 1024,
-      maxMemoryBytes: limits.memoryMb * 1024 * 1024,
-      input: { text: "null", blobs: [] },
-    }));
+    const outcome = await this.#converse(pool, tenant, limits, {
+      signal,
+      host: (port, run) => new Broker(new Map(), { limits, run, port }),
+      job: () => ({
+        ...jobLimits(limits),
+        role: "run",
+        type,
+        name,
+        source: "",
+        modules,
+        seed: new Uint8Array(32),
+        nowMs: 0,
+        clock: { mode: "frozen", stepMs: 0 },
+        leastLevel: "error",
+        maxTimers: 0,
+        input: { text: "null", blobs: [] },
+      }),
+    });
     switch (outcome.status) {
       case "ok":
         return checkStripped(outcome.value, modules);
@@ -384,6 +400,40 @@ export class Sandbox {
     this.#powers.launched?.delete(engine);
     return keeper;
   }
+}
+
+const jobLimits = (limits: Limits) => ({
+  maxResultBytes: limits.resultBytes,
+  maxLogBytes: limits.logBytes,
+  maxStackBytes: limits.stackKb * 1024,
+  maxMemoryBytes: limits.memoryMb * 1024 * 1024,
+  maxCallBytes: limits.callBytes,
+  maxInFlight: limits.hostCallsInFlight,
+});
+
+/** What goes into the broker's table, and what the job says of the clock and the like. */
+function arrange(grants: Readonly<Record<string, Grant>>) {
+  const table = new Map<string, Capability | string>();
+  let clock: ClockSetting = { mode: "frozen", stepMs: 0, startMs: undefined };
+  let seed: Uint8Array | undefined;
+  let leastLevel: LogLevel = "debug";
+  let maxTimers = 10_000;
+  for (const [name, grant] of Object.entries(grants)) {
+    if (grant instanceof Capability) table.set(name, grant);
+    else if (grant instanceof Secret) table.set(name, grant.placeholder);
+    else {
+      if (name !== grant.kind) {
+        const field = `grants.${name}`;
+        const message = `${field} is a ${grant.kind}, which changes what every script has: grant it as "${grant.kind}"`;
+        throw new SandboxError("bad-option", message, { field });
+      }
+      if (grant.kind === "clock") clock = grant.setting;
+      if (grant.kind === "random") ({ seed } = grant);
+      if (grant.kind === "log") leastLevel = grant.least;
+      if (grant.kind === "timers") maxTimers = grant.most;
+    }
+  }
+  return { table, clock, seed, leastLevel, maxTimers };
 }
 
 function encodeInput(input: unknown): { text: string; blobs: Uint8Array[] } {

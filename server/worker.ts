@@ -4,31 +4,32 @@
  * on one descriptor and never sees an event loop.
  */
 import fs from "node:fs";
-import type { GuestEvent, Image } from "../engine/engine.js";
 import { codec } from "../engine/codec.js";
-import { FrameSource, encodeMessage } from "../hostapi/wire.js";
+import { resultText, type GuestMessage, type Image, type InnerStop, type Job } from "../engine/engine.js";
+import { stubs } from "../hostapi/stubs.js";
+import { FrameSource, encodeItems, encodeMessage, frameHeader, headerBytes } from "../hostapi/wire.js";
+
+/** What a guest finds in its realm besides its language and the engine's own world. */
+export const GUEST = { stubs: String(stubs), web: "() => ({ bindFetch() {} })" };
 
 export interface WorkerPort {
   fd: number;
   exit(code: number): never;
 }
 
+type Send = (message: GuestMessage) => void;
+
 export function serveWorker(image: Image, port: WorkerPort): never {
-  const write = (frame: Uint8Array): void => {
-    for (let at = 0; at < frame.length;) at += fs.writeSync(port.fd, frame, at, frame.length - at);
-  };
-  let finished = false;
-  const send = (event: GuestEvent): void => {
-    write(encodeMessage(event));
-    if (event.kind === "result") finished = true;
+  const write = (bytes: Uint8Array): void => {
+    for (let at = 0; at < bytes.length;) at += fs.writeSync(port.fd, bytes, at, bytes.length - at);
   };
   try {
     image.warm();
     const source = new FrameSource((into) => readSome(port.fd, into));
     write(encodeMessage({ kind: "parked" }));
-    const job = source.next();
-    if (job?.kind === "job") {
-      runJob(image, job, source, send, () => finished);
+    const job = source.job();
+    if (job !== undefined) {
+      runJob(image, job, source, sender(write));
       // The result is out. The supervisor reads our clocks and ends us; until then we must not vanish.
       while (readSome(port.fd, scrap) > 0);
     }
@@ -36,6 +37,32 @@ export function serveWorker(image: Image, port: WorkerPort): never {
   } catch {
     return port.exit(1); // the supervisor sees the exit; there is nobody else to tell
   }
+}
+
+/** Made with the module: a forked worker writes its messages here and allocates nothing. */
+const out = Buffer.alloc(64 * 1024);
+
+/** Small messages are put together and written at once; large ones go in pieces, as they lie in the guest's memory. */
+function sender(write: (bytes: Uint8Array) => void): Send {
+  return ({ kind, text, blobs }) => {
+    const textBytes = typeof text === "string" ? Buffer.byteLength(text) : text.length;
+    let blobBytes = 0;
+    for (const blob of blobs) blobBytes += blob.length;
+    frameHeader(kind, textBytes, blobBytes, out);
+    if (headerBytes + textBytes + blobBytes <= out.length) {
+      if (typeof text === "string") out.write(text, headerBytes);
+      else out.set(text, headerBytes);
+      let at = headerBytes + textBytes;
+      for (const blob of blobs) {
+        out.set(blob, at);
+        at += blob.length;
+      }
+      return write(out.subarray(0, at));
+    }
+    write(out.subarray(0, headerBytes));
+    write(typeof text === "string" ? Buffer.from(text) : text);
+    for (const blob of blobs) write(blob);
+  };
 }
 
 /**
@@ -62,24 +89,30 @@ export function rehearse(image: Image, rounds: number): void {
           maxLogBytes: 4096,
           maxStackBytes: 256 * 1024,
           maxMemoryBytes: 2 ** 31,
+          maxCallBytes: 4096,
+          maxInFlight: 8,
+          maxTimers: 8,
+          clock: { mode: "frozen", stepMs: 0 },
+          leastLevel: "debug",
+          env: [["kv", "capability", 7, ["get", "set"]]],
           input: encode({ list: [1, "two", null], bytes: new Uint8Array(2) }, limits),
         });
-        const reply = (id: number) =>
-          encodeMessage({ kind: "reply", id, nowMs: i + 10, ok: true, value: encode(undefined, limits) });
-        const incoming = [frame, reply(1)];
-        const events: GuestEvent[] = [];
-        const incomingFrames = new FrameSource((into) => {
+        const value = encode("an answer", limits);
+        const reply = (id: number) => encodeItems(i + 10, [{ kind: "reply", id, ok: true, value }]);
+        const incoming = [frame, ...reply(1), ...reply(2)];
+        const source_ = new FrameSource((into) => {
           const next = incoming.shift();
           if (next !== undefined) into.set(next);
           return next?.length ?? 0;
         });
-        const job = incomingFrames.next();
-        const send = (event: GuestEvent) => {
-          encodeMessage(event);
-          events.push(event);
-        };
-        if (job?.kind === "job")
-          runJob(spare, job, incomingFrames, send, () => events.at(-1)?.kind === "result");
+        const job = source_.job();
+        if (job !== undefined)
+          runJob(
+            spare,
+            job,
+            source_,
+            sender(() => {}),
+          );
       }
     }
   });
@@ -95,6 +128,7 @@ const SCRIPTS: readonly (readonly ["module" | "script", string])[] = [
     "module",
     "export default async () => { await new Promise((go) => setTimeout(go, 5)); throw new TypeError('x'); }",
   ],
+  ["module", "export default async (_, env) => [await env.kv.get('a'), await env.kv.set('b', { c: 1 })]"],
   ["script", "[Math.random(), crypto.getRandomValues(new Uint8Array(4))]"],
   ["script", "this is no script"],
 ];
@@ -117,30 +151,38 @@ function readSome(fd: number, into: Uint8Array): number {
 
 const nap = new Int32Array(new SharedArrayBuffer(4));
 
-function runJob(
-  image: Image,
-  job: Parameters<Image["load"]>[0],
-  source: FrameSource,
-  send: (event: GuestEvent) => void,
-  finished: () => boolean,
-): void {
+/** Ends when the result is out, or the host is gone. */
+function runJob(image: Image, job: Job, source: FrameSource, send: Send): void {
+  const state = { finished: false };
+  const tell: Send = (message) => {
+    send(message);
+    if (message.kind === "result") state.finished = true;
+  };
+  const stop = (reason: InnerStop, detail: string) =>
+    tell({ kind: "result", text: resultText({ status: "stopped", reason, detail }), blobs: [] });
   try {
-    const guest = image.load(job, send);
+    const guest = image.load(job, tell);
     guest.step();
-    while (!finished()) {
+    while (!state.finished) {
       if (guest.outstanding === 0) {
-        const detail = "the promise can never settle: nothing is outstanding that could settle it";
-        return send({ kind: "result", status: "stopped", reason: "deadlock", detail });
+        return stop("deadlock", "the promise can never settle: nothing is outstanding that could settle it");
       }
-      const message = source.next();
-      if (message === undefined || message.kind === "job") return;
-      guest.step(message);
+      const kind = source.next((textBytes, blobBytes) => {
+        const room = guest.reserve(textBytes, blobBytes);
+        if (room === undefined) throw new NoRoom();
+        return room;
+      });
+      if (kind !== "call" && kind !== "reply" && kind !== "release") return;
+      guest.step(kind);
     }
   } catch (error) {
-    if (finished()) return;
+    if (state.finished) return;
+    if (error instanceof NoRoom) return stop("memory", "out of memory");
     // No guest value but an exception of our realm: the instance is broken and ends here with its process. V8's own
     // stack gave out before the engine's limit (RangeError), or the WebAssembly trapped.
-    const reason = error instanceof RangeError ? "stack" : "crash";
-    send({ kind: "result", status: "stopped", reason, detail: "the engine broke" });
+    stop(error instanceof RangeError ? "stack" : "crash", "the engine broke");
   }
 }
+
+/** The guest has no memory left for what the host has to say. */
+class NoRoom extends Error {}

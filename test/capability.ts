@@ -56,7 +56,11 @@ export async function callOn(
       told.charged += bytes;
       for (const meter of meters) meter(bytes);
     },
-    meter: (meter) => void meters.push(meter),
+    meter(meter) {
+      meters.push(meter);
+      meter(this.argumentBytes);
+    },
+    admit: (detail) => void told.notes.push(detail),
     note: (detail) => void told.notes.push(detail),
     cancel(error) {
       controller.abort(error);

@@ -7,6 +7,7 @@
 import { spawn } from "node:child_process";
 import { afterAll } from "vitest";
 import { codec } from "#engine/codec";
+import { Broker } from "#hostapi/broker";
 import { encodeMessage, WorkerConnection } from "#hostapi/wire";
 import { readHost, type Host } from "#osjail/host";
 import { planJail, type JailPlan, type LayerName } from "#osjail/plan";
@@ -97,7 +98,7 @@ export class OwnedHull {
   async fork(): Promise<Victim> {
     const worker = this.zygote.fork();
     if (worker === undefined) throw new Error("no slot is free: ask the hull for more of them");
-    const connection = new WorkerConnection({ limits: connectionLimits(this.limits), knows: () => false });
+    const connection = new WorkerConnection(connectionLimits(this.limits));
     await new Promise<void>((resolve, reject) => {
       const closed = () => reject(new Error("the worker ended before it was parked"));
       worker.socket.once("close", closed);
@@ -123,7 +124,14 @@ export class OwnedHull {
     const limits = completeLimits(asked, this.limits);
     parked.applyLimits(limits);
     const job = this.#job(code, input, limits);
-    const outcome = await converse(parked, { job, limits, signal: undefined, layers: this.layers });
+    const outcome = await converse(parked, {
+      job,
+      limits,
+      signal: undefined,
+      layers: this.layers,
+      tenant: "",
+      host: (port, run) => new Broker(new Map(), { limits, run, port }),
+    });
     await worker.exited;
     return outcome;
   }
@@ -135,8 +143,8 @@ export class OwnedHull {
       parked.listen({ data: () => resolve(), closed: () => reject(new Error("it ended without a word")) });
     });
     const job = this.#job(code, undefined, this.limits);
-    parked.connection.startJob();
-    parked.write(encodeMessage({ kind: "job", ...job, wallMs: this.limits.wallMs }));
+    parked.connection.startJob(() => false);
+    parked.write(encodeMessage({ kind: "job", ...job, env: [], wallMs: this.limits.wallMs }));
     await said;
   }
 
@@ -154,6 +162,11 @@ export class OwnedHull {
       maxLogBytes: limits.logBytes,
       maxStackBytes: limits.stackKb * 1024,
       maxMemoryBytes: limits.memoryMb * MiB,
+      maxCallBytes: limits.callBytes,
+      maxInFlight: limits.hostCallsInFlight,
+      maxTimers: 0,
+      clock: { mode: "frozen", stepMs: 0 },
+      leastLevel: "debug",
       input: values.encode(undefined, { maxBytes: 1024, maxNodes: 8, root: "input" }),
     };
   }

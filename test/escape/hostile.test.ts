@@ -28,7 +28,7 @@ const TOOLS = `
     return Buffer.concat([header(body.length, blob.length, kind), body, blob]);
   };
   const JOB = 1, CALL = 2, REPLY = 3, RELEASE = 4, LOG = 5, RESULT = 6, PARKED = 7;
-  const call = (id, method = "x", args = '["a"]', ref = 0) => frame(CALL, '[' + id + ',' + ref + ',' + JSON.stringify(method) + ',' + args + ']');
+  const call = (id, method = "x", args = '["a"]', ref = 0) => frame(CALL, '[[' + id + ',' + ref + ',' + JSON.stringify(method) + ',' + args + ']]');
   const hang = () => { for (;;) syscall("read", 3, memory(4096), 0); };
   const die = (code) => syscall("exit_group", code);
 `;
@@ -149,7 +149,7 @@ const CASES: Case[] = [
   { what: "begins its calls with 2", code: "put(call(2)); hang()", ends: "protocol", detail: "bad-call-id" },
   {
     what: "calls twice with one id",
-    code: "put(Buffer.concat([call(1), call(1)])); hang()",
+    code: "put(Buffer.concat([call(1, 'x', '[\"a\"]', 9), call(1, 'x', '[\"a\"]', 9)])); hang()",
     ends: "protocol",
     detail: "bad-call-id",
   },
@@ -168,13 +168,13 @@ const CASES: Case[] = [
   },
   {
     what: "releases what it was never given",
-    code: "put(frame(RELEASE, '[1,1]')); hang()",
+    code: "put(frame(RELEASE, '[[1,1]]')); hang()",
     ends: "protocol",
     detail: "unknown-ref",
   },
   {
     what: "answers what nobody asked",
-    code: "put(frame(REPLY, '[1,true,null]')); hang()",
+    code: "put(frame(REPLY, '[[1,true,null]]')); hang()",
     ends: "protocol",
     detail: "unknown-reply",
   },
@@ -197,12 +197,16 @@ const CASES: Case[] = [
     ends: "wall-time",
   },
   { what: "sleeps too often at once", code: "for (let id = 1; id < 2000; id++) put(call(id, 'sleep', '[\"a\",100000]')); hang()", ends: "protocol" }, // prettier-ignore
-  { what: "floods with calls", code: "for (let id = 1; ; id++) put(call(id))", ends: "host-calls" },
-  { what: "floods with calls that carry much", code: "const args = '[\"a\",\"' + 'x'.repeat(60000) + '\"]'; for (let id = 1; ; id++) put(call(id, 'x', args))", limits: { wallMs: 15_000, cpuMs: 15_000 }, ends: "host-calls" }, // prettier-ignore
+  {
+    what: "floods with calls",
+    code: "for (let id = 1; ; id++) put(call(id, 'x', '[\"a\"]', 9))",
+    ends: "host-calls",
+  },
+  { what: "floods with calls that carry much", code: "const args = '[\"a\",\"' + 'x'.repeat(60000) + '\"]'; for (let id = 1; ; id++) put(call(id, 'x', args, 9))", limits: { wallMs: 15_000, cpuMs: 15_000 }, ends: "host-calls" }, // prettier-ignore
   { what: "floods with sleeps that end at once, and reads no answer", code: "for (let id = 1; ; ) { const all = []; while (all.length < 500) all.push(call(id++, 'sleep', '[\"a\",0]')); put(Buffer.concat(all)); }", limits: { wallMs: 15_000, cpuMs: 15_000 }, ends: "protocol" }, // prettier-ignore
   { what: "floods with logs", code: "const log = frame(LOG, '[\"log\",0,[\"' + 'x'.repeat(30000) + '\"]]'); for (;;) put(log)", limits: { wallMs: 15_000, cpuMs: 15_000 }, ends: "protocol", detail: "logs" }, // prettier-ignore
   { what: "floods with empty logs", code: "const log = frame(LOG, '[\"log\",0,[]]'); const many = Buffer.concat(Array(1000).fill(log)); for (;;) put(many)", limits: { wallMs: 15_000, cpuMs: 15_000 }, ends: "protocol", detail: "logs" }, // prettier-ignore
-  { what: "floods with releases", code: "const log = frame(RELEASE, '[9007199254740991,9007199254740991]'); for (;;) put(log)", ends: "protocol", detail: "unknown-ref" }, // prettier-ignore
+  { what: "floods with releases", code: "const log = frame(RELEASE, '[[9007199254740991,9007199254740991]]'); for (;;) put(log)", ends: "protocol", detail: "unknown-ref" }, // prettier-ignore
   { what: "claims a deadline that has not come", code: "put(frame(RESULT, '[\"stopped\",\"interrupted\",\"\"]')); hang()", ends: "protocol" }, // prettier-ignore
   { what: "claims a reason that there is not", code: "put(frame(RESULT, '[\"stopped\",\"wall-time\",\"\"]')); hang()", ends: "protocol", detail: "bad-shape" }, // prettier-ignore
   { what: "exits as if all were well", code: "die(0)", ends: "crash", detail: "exit code 0" },

@@ -1,7 +1,7 @@
 import * as fc from "fast-check";
 import { afterEach, expect, test } from "vitest";
 import { codec } from "#engine/codec";
-import { encodeMessage, FrameDecoder, parseMessage, ProtocolError, WorkerConnection } from "#hostapi/wire";
+import { encodeMessage, FrameDecoder, parseFrame, ProtocolError, WorkerConnection } from "#hostapi/wire";
 
 const values = codec();
 const limits = {
@@ -49,9 +49,9 @@ const encode = (value: unknown) =>
   values.encode(value, { maxBytes: 1 << 20, maxNodes: 100_000, root: "value" });
 
 function running(): WorkerConnection {
-  const connection = new WorkerConnection({ limits, knows: () => true });
+  const connection = new WorkerConnection(limits);
   connection.feed(encodeMessage({ kind: "parked" }));
-  connection.startJob();
+  connection.startJob(() => true);
   return connection;
 }
 
@@ -125,7 +125,7 @@ test("random bodies behind an honest header are refused in the same way", () => 
         const frame = Buffer.concat([header, bytes, blob]);
         survives(frame, []);
         try {
-          for (const one of new FrameDecoder(limits).push(frame)) parseMessage(one, "host");
+          for (const one of new FrameDecoder(limits).push(frame)) parseFrame(one, "host");
         } catch (error) {
           if (!(error instanceof ProtocolError)) throw error;
         }

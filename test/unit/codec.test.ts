@@ -6,7 +6,6 @@ import { codec, type EncodeLimits, type Reference } from "#engine/codec";
 // oxlint-disable typescript/no-unsafe-type-assertion -- what comes back is unknown until the test has looked at it
 const values = codec();
 const known = () => 1;
-const resolve = (kind: string, id: number) => `${kind} ${id}`;
 const limits: EncodeLimits = { maxBytes: 1 << 20, maxNodes: 10_000, root: "value" };
 const encode = (value: unknown, extra: Partial<EncodeLimits> = {}) =>
   values.encode(value, { ...limits, ...extra });
@@ -109,16 +108,22 @@ describe("what crosses", () => {
 
   test("functions and capabilities cross by reference when a hook knows them", () => {
     const capability = { get: known };
-    const seen: string[] = [];
-    const reference = (value: object, path: string): Reference | undefined => {
-      seen.push(path);
-      if (value === capability) return { kind: "capability", id: 7 };
+    const mine = {};
+    const reference = (value: object): Reference | undefined => {
+      if (value === capability) return { kind: "capability", id: 7, methods: ["get", 'a"b'] };
+      if (value === mine) return { kind: "home", id: 9 };
       return value === known ? { kind: "function", id: 3 } : undefined;
     };
-    const { text } = encode({ a: [known, capability] }, { reference });
-    expect(text).toBe('["o","a",["a",["r","function",3],["r","capability",7]]]');
-    expect(seen).toEqual(["value", "value.a", "value.a[0]", "value.a[1]"]);
-    expect(decode(text, undefined, { resolve })).toEqual({ a: ["function 3", "capability 7"] });
+    const { text } = encode({ a: [known, capability, mine] }, { reference });
+    expect(text).toBe('["o","a",["a",["r","function",3],["r","capability",7,"get","a\\"b"],["r","home",9]]]');
+    const resolve = (kind: string, id: number, methods: readonly string[]) => [kind, id, ...methods];
+    expect(decode(text, undefined, { resolve })).toEqual({
+      a: [
+        ["function", 3],
+        ["capability", 7, "get", 'a"b'],
+        ["home", 9],
+      ],
+    });
   });
 
   test("a value that stands twice without a cycle is no cycle", () => {

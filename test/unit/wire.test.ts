@@ -1,10 +1,11 @@
 import { describe, expect, test } from "vitest";
 import { codec, type EncodedValue } from "#engine/codec";
 import {
+  encodeItems,
   encodeMessage,
   FrameDecoder,
   FrameSource,
-  parseMessage,
+  parseFrame,
   protocolErrors,
   ProtocolError,
   WorkerConnection,
@@ -57,12 +58,12 @@ const reply = (id: number) => encodeMessage({ kind: "reply", id, ok: true, value
 const log = encodeMessage({ kind: "log", level: "info", timeMs: 1.5, texts: ["hé", "llo"] });
 const result = encodeMessage({ kind: "result", status: "ok", value: wired({ a: new Uint8Array([7]) }) });
 
-const fresh = (extra: Partial<ConnectionLimits> = {}) =>
-  new WorkerConnection({ limits: { ...limits, ...extra }, knows: (ref) => ref === 5 });
+const fresh = (extra: Partial<ConnectionLimits> = {}) => new WorkerConnection({ ...limits, ...extra });
+const knows = (ref: number): boolean => ref === 5;
 function running(extra: Partial<ConnectionLimits> = {}): WorkerConnection {
   const connection = fresh(extra);
   connection.feed(parked);
-  connection.startJob();
+  connection.startJob(knows);
   return connection;
 }
 
@@ -97,7 +98,7 @@ describe("a well-formed sequence", () => {
       expect(connection.state).toBe("starting");
       expect(feed(parked)).toEqual([{ kind: "parked" }]);
       expect(connection.state).toBe("parked");
-      connection.startJob();
+      connection.startJob(knows);
       connection.called(9);
       const release = encodeMessage({ kind: "release", ref: 5, count: 2 });
       const messages = feed(Buffer.concat([call(1, ["k"]), log, reply(9), release, call(2)]));
@@ -139,13 +140,27 @@ describe("a well-formed sequence", () => {
       maxLogBytes: 2,
       maxStackBytes: 3,
       maxMemoryBytes: 4,
+      maxCallBytes: 5,
+      maxInFlight: 6,
+      maxTimers: 7,
+      clock: { mode: "coarse", stepMs: 8 },
+      leastLevel: "warn",
+      env: [
+        ["kv", "capability", 2 ** 52 - 1, ["get", "set"]],
+        ["f", "function", 9],
+        ["token", "text", "secret-é"],
+      ],
       input: wired(new Uint8Array([1, 2])),
     };
     const bytes = Buffer.concat([
       encodeMessage(job),
-      encodeMessage({ kind: "reply", id: 1, nowMs: 5, ok: false, value: wired(new Error("no")) }),
-      encodeMessage({ kind: "call", id: 1, ref: 4, method: "", args: wired([1]) }),
-      encodeMessage({ kind: "release", ref: 4, count: 1 }),
+      ...encodeItems(5, [
+        { kind: "reply", id: 1, ok: false, value: wired(new Error("no")) },
+        { kind: "reply", id: 2, ok: true, value: wired("two") },
+        { kind: "reply", id: 3, ok: true, value: wired(new Uint8Array([9])) },
+        { kind: "call", id: 1, ref: 4, method: "", args: wired([1]) },
+      ]),
+      encodeMessage({ kind: "release", ref: 4, count: 1, nowMs: 6 }),
     ]);
     let at = 0;
     const reader = new FrameSource((into) => {
@@ -154,16 +169,25 @@ describe("a well-formed sequence", () => {
       at += part.length;
       return part.length;
     });
-    const got = reader.next();
-    if (got?.kind !== "job") throw new Error("no job");
+    const got = reader.job();
+    if (got === undefined) throw new Error("no job");
     const { input, ...rest } = got;
     const { input: _input, ...sent } = job;
     expect(rest).toEqual(sent);
     expect(values.decode(input.wire, input.blob, { maxNodes: 9 })).toEqual(new Uint8Array([1, 2]));
-    expect(reader.next()).toMatchObject({ kind: "reply", id: 1, nowMs: 5, ok: false });
-    expect(reader.next()).toMatchObject({ kind: "call", ref: 4, args: { wire: ["a", 1] } });
-    expect(reader.next()).toEqual({ kind: "release", ref: 4, count: 1 });
-    expect(reader.next()).toBeUndefined();
+    const next = () => {
+      let [text, blob] = [new Uint8Array(), new Uint8Array()];
+      const kind = reader.next((textBytes, blobBytes) => {
+        [text, blob] = [new Uint8Array(textBytes), new Uint8Array(blobBytes)];
+        return { text, blob };
+      });
+      return kind === undefined ? undefined : [kind, JSON.parse(Buffer.from(text).toString()), [...blob]];
+    };
+    expect(next()).toEqual(["reply", [5, [1, false, ["e", "Error", "no", expect.any(String)]], [2, true, "two"]], []]); // prettier-ignore
+    expect(next()).toEqual(["reply", [5, [3, true, ["b", "Uint8Array", 1]]], [9]]);
+    expect(next()).toEqual(["call", [5, [1, 4, "", ["a", 1]]], []]);
+    expect(next()).toEqual(["release", [6, [4, 1]], []]);
+    expect(next()).toBeUndefined();
   });
 
   test("texts that a guest chose are cut to their limits instead of ending an honest worker", () => {
@@ -203,7 +227,8 @@ describe("frames", () => {
       left -= 1;
       return left === 0 ? 20 : 0;
     });
-    expect(codeOf(() => source.next())).toBe("truncated");
+    const room = (text: number, blob: number) => ({ text: new Uint8Array(text), blob: new Uint8Array(blob) });
+    expect(codeOf(() => source.next(room))).toBe("truncated");
   });
 
   test("a header that announces more than the limit is refused before its body comes", () => {
@@ -372,12 +397,12 @@ describe("shapes", () => {
 
   test.each([5, 6, 7])("the worker's kind %i from the host is refused", (kind) => {
     const frame = onlyFrame(raw(kind, "[]"));
-    expect(codeOf(() => parseMessage(frame, "host"))).toBe("wrong-direction");
+    expect(codeOf(() => parseFrame(frame, "host"))).toBe("wrong-direction");
   });
 
   test("a job without a whole seed is refused", () => {
     const frame = onlyFrame(raw(1, "[]", new Uint8Array(31)));
-    expect(codeOf(() => parseMessage(frame, "host"))).toBe("bad-shape");
+    expect(codeOf(() => parseFrame(frame, "host"))).toBe("bad-shape");
   });
 });
 
@@ -464,7 +489,7 @@ describe("order", () => {
 
   test("mistakes of the host itself are plain errors", () => {
     const connection = fresh();
-    expect(() => connection.startJob()).toThrow("a job for a worker that is starting");
+    expect(() => connection.startJob(knows)).toThrow("a job for a worker that is starting");
     expect(() => connection.answered(1)).toThrow("not in flight");
     connection.called(1);
     expect(() => connection.called(1)).toThrow("a second call");

@@ -1,0 +1,345 @@
+/**
+ * The guest's half of the protocol: what stands in `env`, and how a call of it becomes a message. `stubs` is evaluated
+ * inside the guest's realm from its own source text, before any guest code; like the codec it refers to nothing
+ * outside itself but the standard globals, and saves every primordial that it will need.
+ *
+ * Nothing here is a wall. A guest that breaks these tables has only itself to talk to: the broker checks every message
+ * as if they did not exist. What they do keep is good manners: no more calls in flight than the credit allows, the
+ * others wait here; small messages go out together; what the guest forgot is released.
+ * No template literal either: QuickJS makes them with String.prototype.concat, which a guest may have replaced.
+ */
+import type { Codec } from "../engine/codec.js";
+
+/** What the world lends. */
+export interface StubPort {
+  /** One protocol text (hostapi/wire.ts) and its bytes. */
+  emit(kind: "call" | "reply" | "release", text: string, ...buffers: ArrayBuffer[]): void;
+  codec: Codec;
+  /** A script asked `env` for a built-in that it was not granted: for the message, should it fail of that. */
+  missing(name: string): void;
+}
+
+/** `["capability", ref, methods]`, `["function", ref]` or `["text", text]`, after the name in `env`. */
+export type EnvEntry =
+  | readonly [name: string, kind: "capability", ref: number, methods: readonly string[]]
+  | readonly [name: string, kind: "function", ref: number]
+  | readonly [name: string, kind: "text", text: string];
+
+export interface Stubs {
+  /** Forgets everything and makes `env`. */
+  begin(entries: readonly EnvEntry[], maxInFlight: number, maxCallBytes: number): object;
+  /** The host's call, reply or release: parsed text and bytes. The bytes become the guest's. */
+  deliver(kind: "call" | "reply" | "release", items: unknown[], bytes: Uint8Array): void;
+  /** Sends what has been put together. */
+  flush(): void;
+  /** Asks the host to answer after `ms`. */
+  sleep(ms: number, wake: () => void): void;
+  /** Calls without an answer. */
+  calls(): number;
+  /** What may still bring the guest to life: calls, sleeps, functions that the host holds. */
+  outstanding(): number;
+}
+
+/* oxlint-disable typescript/no-explicit-any, typescript/no-unsafe-type-assertion, unicorn/consistent-function-scoping */
+export function stubs(port: StubPort): Stubs {
+  const uncurry = (f: any) => Function.prototype.call.bind(f) as (...args: any[]) => any;
+  const { apply } = Reflect;
+  const { create, defineProperty, freeze } = Object;
+  const objectPrototype = Object.prototype;
+  const [PromiseCtor, ErrorCtor, MapCtor] = [Promise, Error, Map];
+  const then = uncurry(Promise.prototype.then);
+  const quote = JSON.stringify;
+  const slice = uncurry(String.prototype.slice);
+  const [mapGet, mapSet, mapDelete, mapSize] = [
+    uncurry(Map.prototype.get),
+    uncurry(Map.prototype.set),
+    uncurry(Map.prototype.delete),
+    uncurry(Object.getOwnPropertyDescriptor(Map.prototype, "size")?.get),
+  ];
+  const [weakGet, weakSet] = [uncurry(WeakMap.prototype.get), uncurry(WeakMap.prototype.set)];
+  const typed = Object.getPrototypeOf(Uint8Array.prototype) as object;
+  const bufferOf = uncurry(Object.getOwnPropertyDescriptor(typed, "buffer")?.get);
+  const { emit, codec } = port;
+  const noBytes = new Uint8Array(0);
+  const put = (target: object, name: PropertyKey, value: unknown, enumerable: boolean) =>
+    // A null prototype, because a descriptor's fields are looked up through inheritance (ToPropertyDescriptor).
+    void defineProperty(target, name, { __proto__: null, value, enumerable, writable: true, configurable: true } as any); // prettier-ignore
+
+  /** Texts over this go out at once: the host may begin while the guest still computes. */
+  const BATCH_CHARS = 16_384;
+  const BUILT_IN = ["kv", "files", "http", "events", "approve"];
+
+  interface Pending {
+    resolve: (value: unknown) => void;
+    reject: (error: unknown) => void;
+    /** Made where the script made the call, so that its stack says where. */
+    site: Error;
+  }
+  interface Waiting extends Pending {
+    ref: number;
+    method: string;
+    text: string;
+    blobs: Uint8Array[];
+    next: Waiting | undefined;
+  }
+
+  let [lastCall, lastExport, inFlight, waitingCount, sleeps] = [0, 0, 0, 0, 0];
+  let [maxInFlight, maxCallBytes] = [0, 0];
+  let [first, last] = [undefined as Waiting | undefined, undefined as Waiting | undefined];
+  let [pending, sleeping, exported] = [new MapCtor(), new MapCtor(), new MapCtor()];
+  /** What is put together for the next frame of each kind. */
+  let [calls, replies, releases] = ["", "", ""];
+
+  const flush = (): void => {
+    if (calls !== "") {
+      const text = "[" + calls + "]";
+      calls = "";
+      emit("call", text);
+    }
+    if (replies !== "") {
+      const text = "[" + replies + "]";
+      replies = "";
+      emit("reply", text);
+    }
+    if (releases !== "") {
+      const text = "[" + releases + "]";
+      releases = "";
+      emit("release", text);
+    }
+  };
+  /** An item with bytes is a frame of its own, behind all that was said before it. */
+  const emitAlone = (kind: "call" | "reply", item: string, blobs: Uint8Array[]): void => {
+    flush();
+    const parts: unknown[] = [kind, "[" + item + "]"];
+    for (let i = 0; i < blobs.length; i++) put(parts, i + 2, bufferOf(blobs[i]), true);
+    apply(emit, undefined, parts as never);
+  };
+  const queueCall = (item: string, blobs: Uint8Array[]): void => {
+    if (blobs.length > 0) return emitAlone("call", item, blobs);
+    calls = calls === "" ? item : calls + "," + item;
+    if (calls.length > BATCH_CHARS) flush();
+  };
+
+  // -- references -------------------------------------------------------------------------------------------------
+  /** Stub -> the host's reference, so that a stub which is passed home is known there. */
+  const homes = new WeakMap<object, number>();
+  const forgotten = new FinalizationRegistry<number>((ref) => {
+    releases += (releases === "" ? "[" : ",[") + ref + ",1]";
+  });
+  const register = uncurry(FinalizationRegistry.prototype.register);
+  let exporting: number[] = [];
+  const reference = (value: object): any => {
+    const ref = weakGet(homes, value);
+    if (ref !== undefined) return { __proto__: null, kind: "home", id: ref };
+    if (typeof value !== "function") return undefined;
+    lastExport++;
+    mapSet(exported, lastExport, value);
+    put(exporting, exporting.length, lastExport, true);
+    return { __proto__: null, kind: "function", id: lastExport };
+  };
+  const stubOf = (ref: number, methods: readonly string[] | undefined): object => {
+    let stub: any;
+    if (methods === undefined) stub = (...args: unknown[]) => call(ref, "call", args);
+    else {
+      stub = create(objectPrototype);
+      for (let i = 0; i < methods.length; i++) {
+        const name = methods[i] as string;
+        put(stub, name, (...args: unknown[]) => call(ref, name, args), true);
+      }
+    }
+    weakSet(homes, stub, ref);
+    return freeze(stub);
+  };
+  const resolveReference = (kind: string, id: number, methods?: readonly string[]): unknown => {
+    if (kind === "home") return mapGet(exported, id);
+    const stub = stubOf(id, kind === "function" ? undefined : methods);
+    register(forgotten, stub, id);
+    return stub;
+  };
+
+  // -- calls ------------------------------------------------------------------------------------------------------
+  const encodeLimits = {
+    __proto__: null,
+    maxBytes: 0,
+    maxNodes: 200_000,
+    root: "arguments",
+    reference,
+  } as any;
+  const decodeLimits = {
+    __proto__: null,
+    maxNodes: 1_000_000,
+    owned: true,
+    resolve: resolveReference,
+  } as any;
+  /** Rolls back what a value that failed to be written had exported. */
+  const encode = (value: unknown, root: string): { text: string; blobs: Uint8Array[] } => {
+    exporting = [];
+    encodeLimits.maxBytes = maxCallBytes;
+    encodeLimits.root = root;
+    try {
+      return codec.encode(value, encodeLimits);
+    } catch (error) {
+      for (let i = 0; i < exporting.length; i++) mapDelete(exported, exporting[i]);
+      throw error;
+    }
+  };
+  /** Texts, numbers and the like need no codec. Undefined: something else is among them. */
+  const plain = (args: unknown[]): string | undefined => {
+    let text = '["a"';
+    for (let i = 0; i < args.length; i++) {
+      const arg = args[i];
+      if (typeof arg === "string") text += "," + quote(arg);
+      else if (typeof arg === "boolean" || arg === null) text += "," + arg;
+      else if (typeof arg === "number" && arg - arg === 0 && (arg !== 0 || 1 / arg > 0)) text += "," + arg;
+      else return undefined;
+    }
+    return text.length < maxCallBytes ? text + "]" : undefined;
+  };
+  const send = (entry: Waiting): void => {
+    inFlight++;
+    lastCall++;
+    mapSet(pending, lastCall, entry);
+    queueCall("[" + lastCall + "," + entry.ref + "," + entry.method + "," + entry.text + "]", entry.blobs);
+  };
+  const call = (ref: number, method: string, args: unknown[]): Promise<unknown> => {
+    const site = new ErrorCtor("");
+    let text = plain(args);
+    let blobs: Uint8Array[] = [];
+    return new PromiseCtor((resolve, reject) => {
+      if (text === undefined) {
+        const encoded = encode(args, "arguments"); // what it throws rejects the promise
+        text = encoded.text;
+        blobs = encoded.blobs;
+      }
+      const entry: Waiting = { resolve, reject, site, ref, method: quote(method), text, blobs, next: undefined }; // prettier-ignore
+      if (inFlight < maxInFlight && first === undefined) return send(entry);
+      if (last === undefined) first = entry;
+      else last.next = entry;
+      last = entry;
+      waitingCount++;
+    });
+  };
+  const sendWaiting = (): void => {
+    for (let entry = first; entry !== undefined; entry = first) {
+      if (inFlight >= maxInFlight) return;
+      first = entry.next;
+      if (first === undefined) last = undefined;
+      waitingCount--;
+      send(entry);
+    }
+  };
+  const valueOf = (wire: unknown, bytes: Uint8Array): unknown =>
+    typeof wire === "object" && wire !== null ? codec.decode(wire, bytes, decodeLimits) : wire;
+
+  /** The host's error is [code, message]; it becomes one with the stack of the call. */
+  const fail = (entry: Pending, wire: unknown): void => {
+    const parts = valueOf(wire, noBytes) as any;
+    const { site } = entry;
+    put(site, "name", "CapabilityError", false);
+    put(site, "message", parts[1], false);
+    put(site, "code", parts[0], true);
+    entry.reject(site);
+  };
+  const answered = (id: number, ok: boolean, wire: unknown, bytes: Uint8Array): void => {
+    const wake = mapGet(sleeping, id);
+    if (wake !== undefined) {
+      mapDelete(sleeping, id);
+      sleeps--;
+      return wake();
+    }
+    const entry: Pending | undefined = mapGet(pending, id);
+    if (entry === undefined) return;
+    mapDelete(pending, id);
+    inFlight--;
+    if (!ok) return fail(entry, wire);
+    let value;
+    try {
+      value = valueOf(wire, bytes);
+    } catch (error) {
+      return entry.reject(error);
+    }
+    entry.resolve(value);
+  };
+
+  // -- the host's calls -------------------------------------------------------------------------------------------
+  const answer = (item: string, blobs: Uint8Array[]): void => {
+    if (blobs.length > 0) return emitAlone("reply", item, blobs);
+    replies = replies === "" ? item : replies + "," + item;
+    if (replies.length > BATCH_CHARS) flush();
+  };
+  const textOf = (value: unknown, most: number): string => {
+    const s = typeof value === "string" ? value : "";
+    return s.length > most ? slice(s, 0, most) : s;
+  };
+  const refuse = (id: number, error: any): void => {
+    let name = "Error";
+    let message = "";
+    try {
+      if (error !== null && typeof error === "object") {
+        name = textOf(error.name, 256);
+        message = textOf(error.message, 4096);
+      } else message = textOf(error, 4096);
+    } catch {
+      message = "an error that cannot be read"; // a getter of the guest's own threw
+    }
+    answer("[" + id + ',false,["a",' + quote(name) + "," + quote(message) + "]]", []);
+  };
+  const called = (id: number, ref: number, wire: unknown, bytes: Uint8Array): void => {
+    const f = mapGet(exported, ref);
+    const done = new PromiseCtor((resolve) => {
+      const args = valueOf(wire, bytes) as unknown[];
+      resolve(apply(f, undefined, args));
+    });
+    const settle = (value: unknown): void => {
+      const { text, blobs } = encode(value, "the callback's answer");
+      answer("[" + id + ",true," + text + "]", blobs);
+    };
+    then(then(done, settle), undefined, (error: unknown) => refuse(id, error));
+  };
+
+  // -- env --------------------------------------------------------------------------------------------------------
+  const environment = (entries: readonly EnvEntry[]): object => {
+    const known: object = create(objectPrototype);
+    for (let i = 0; i < BUILT_IN.length; i++) {
+      const name = BUILT_IN[i] as string;
+      const get = (): undefined => void port.missing(name);
+      defineProperty(known, name, { __proto__: null, get, enumerable: false, configurable: true } as any);
+    }
+    const env: object = create(known);
+    for (let i = 0; i < entries.length; i++) {
+      const entry = entries[i] as any;
+      const value = entry[1] === "text" ? entry[2] : stubOf(entry[2], entry[3]);
+      put(env, entry[0], value, true);
+    }
+    return freeze(env);
+  };
+
+  return freeze({
+    begin(entries: readonly EnvEntry[], credit: number, callBytes: number) {
+      [lastCall, lastExport, inFlight, waitingCount, sleeps] = [0, 0, 0, 0, 0];
+      [maxInFlight, maxCallBytes] = [credit, callBytes];
+      first = last = undefined;
+      [pending, sleeping, exported] = [new MapCtor(), new MapCtor(), new MapCtor()];
+      calls = replies = releases = "";
+      return environment(entries);
+    },
+    deliver(kind: "call" | "reply" | "release", items: unknown[], bytes: Uint8Array) {
+      for (let i = 1; i < items.length; i++) {
+        const item = items[i] as any;
+        if (kind === "reply") answered(item[0], item[1], item[2], bytes);
+        else if (kind === "call") called(item[0], item[1], item[3], bytes);
+        else mapDelete(exported, item[0]);
+      }
+      sendWaiting();
+    },
+    flush,
+    sleep(ms: number, wake: () => void) {
+      lastCall++;
+      sleeps++;
+      mapSet(sleeping, lastCall, wake);
+      queueCall("[" + lastCall + ',0,"sleep",["a",' + ms + "]]", []);
+    },
+    calls: () => inFlight + waitingCount,
+    outstanding: () => inFlight + waitingCount + sleeps + mapSize(exported),
+  });
+}
