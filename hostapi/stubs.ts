@@ -69,15 +69,12 @@ export function stubs(port: StubPort): Stubs {
   const BATCH_CHARS = 16_384;
   const BUILT_IN = ["kv", "files", "http", "events", "approve"];
 
-  interface Pending {
-    resolve: (value: unknown) => void;
-    reject: (error: unknown) => void;
-    /** Made where the script made the call, so that its stack says where. */
-    site: Error;
-  }
-  interface Waiting extends Pending {
-    ref: number;
-    method: string;
+  /** A call without an answer: how to settle it, and an error made where the script made it, whose stack says where. */
+  type Pending = readonly [resolve: (value: unknown) => void, reject: (error: unknown) => void, site: Error];
+  /** A call that the credit keeps back. */
+  interface Waiting {
+    pending: Pending;
+    target: string;
     text: string;
     blobs: Uint8Array[];
     next: Waiting | undefined;
@@ -116,7 +113,9 @@ export function stubs(port: StubPort): Stubs {
   };
   const queueCall = (item: string, blobs: Uint8Array[]): void => {
     if (blobs.length > 0) return emitAlone("call", item, blobs);
-    calls = calls === "" ? item : calls + "," + item;
+    // One at a time: a string that nobody else holds grows in place.
+    if (calls !== "") calls += ",";
+    calls += item;
     if (calls.length > BATCH_CHARS) flush();
   };
 
@@ -137,14 +136,19 @@ export function stubs(port: StubPort): Stubs {
     put(exporting, exporting.length, lastExport, true);
     return { __proto__: null, kind: "function", id: lastExport };
   };
+  /** What stands in a call's text after its id. */
+  const targetOf = (ref: number, method: string): string => "," + ref + "," + quote(method) + ",";
   const stubOf = (ref: number, methods: readonly string[] | undefined): object => {
     let stub: any;
-    if (methods === undefined) stub = (...args: unknown[]) => call(ref, "call", args);
-    else {
+    if (methods === undefined) {
+      const target = targetOf(ref, "call");
+      stub = (...args: unknown[]) => call(target, args);
+    } else {
       stub = create(objectPrototype);
       for (let i = 0; i < methods.length; i++) {
         const name = methods[i] as string;
-        put(stub, name, (...args: unknown[]) => call(ref, name, args), true);
+        const target = targetOf(ref, name);
+        put(stub, name, (...args: unknown[]) => call(target, args), true);
       }
     }
     weakSet(homes, stub, ref);
@@ -195,27 +199,29 @@ export function stubs(port: StubPort): Stubs {
     }
     return text.length < maxCallBytes ? text + "]" : undefined;
   };
-  const send = (entry: Waiting): void => {
+  const send = (entry: Pending, target: string, text: string, blobs: Uint8Array[]): void => {
     inFlight++;
     lastCall++;
     mapSet(pending, lastCall, entry);
-    queueCall("[" + lastCall + "," + entry.ref + "," + entry.method + "," + entry.text + "]", entry.blobs);
+    queueCall("[" + lastCall + target + text + "]", blobs);
   };
-  const call = (ref: number, method: string, args: unknown[]): Promise<unknown> => {
+  const noBlobs: Uint8Array[] = [];
+  const call = (target: string, args: unknown[]): Promise<unknown> => {
     const site = new ErrorCtor("");
-    let text = plain(args);
-    let blobs: Uint8Array[] = [];
     return new PromiseCtor((resolve, reject) => {
+      let text = plain(args);
+      let blobs = noBlobs;
       if (text === undefined) {
         const encoded = encode(args, "arguments"); // what it throws rejects the promise
         text = encoded.text;
         blobs = encoded.blobs;
       }
-      const entry: Waiting = { resolve, reject, site, ref, method: quote(method), text, blobs, next: undefined }; // prettier-ignore
-      if (inFlight < maxInFlight && first === undefined) return send(entry);
-      if (last === undefined) first = entry;
-      else last.next = entry;
-      last = entry;
+      const entry: Pending = [resolve, reject, site];
+      if (inFlight < maxInFlight && first === undefined) return send(entry, target, text, blobs);
+      const waiting: Waiting = { pending: entry, target, text, blobs, next: undefined };
+      if (last === undefined) first = waiting;
+      else last.next = waiting;
+      last = waiting;
       waitingCount++;
     });
   };
@@ -225,7 +231,7 @@ export function stubs(port: StubPort): Stubs {
       first = entry.next;
       if (first === undefined) last = undefined;
       waitingCount--;
-      send(entry);
+      send(entry.pending, entry.target, entry.text, entry.blobs);
     }
   };
   const valueOf = (wire: unknown, bytes: Uint8Array): unknown =>
@@ -234,31 +240,34 @@ export function stubs(port: StubPort): Stubs {
   /** The host's error is [code, message]; it becomes one with the stack of the call. */
   const fail = (entry: Pending, wire: unknown): void => {
     const parts = valueOf(wire, noBytes) as any;
-    const { site } = entry;
+    const site = entry[2];
     put(site, "name", "CapabilityError", false);
     put(site, "message", parts[1], false);
     put(site, "code", parts[0], true);
-    entry.reject(site);
+    entry[1](site);
   };
   const answered = (id: number, ok: boolean, wire: unknown, bytes: Uint8Array): void => {
-    const wake = mapGet(sleeping, id);
-    if (wake !== undefined) {
-      mapDelete(sleeping, id);
-      sleeps--;
-      return wake();
+    if (sleeps > 0) {
+      const wake = mapGet(sleeping, id);
+      if (wake !== undefined) {
+        mapDelete(sleeping, id);
+        sleeps--;
+        return wake();
+      }
     }
     const entry: Pending | undefined = mapGet(pending, id);
     if (entry === undefined) return;
     mapDelete(pending, id);
     inFlight--;
     if (!ok) return fail(entry, wire);
+    if (typeof wire !== "object" || wire === null) return entry[0](wire);
     let value;
     try {
-      value = valueOf(wire, bytes);
+      value = codec.decode(wire, bytes, decodeLimits);
     } catch (error) {
-      return entry.reject(error);
+      return entry[1](error);
     }
-    entry.resolve(value);
+    entry[0](value);
   };
 
   // -- the host's calls -------------------------------------------------------------------------------------------
