@@ -76,6 +76,8 @@ export type BrokerMessage = CallMessage<EncodedValue> | ReplyMessage<EncodedValu
 export interface BrokerPort {
   /** Goes out in this order, soon. */
   send(message: BrokerMessage): void;
+  /** Goes out now, together, and with this clock. */
+  sendAt(nowMs: number, messages: readonly BrokerMessage[]): void;
   /** Milliseconds since 1970. */
   nowMs(): number;
   /** The worker sent what no honest one sends: the run must end. */
@@ -121,7 +123,7 @@ const unknown = () => new CapabilityError("denied", "there is no such capability
 
 export class Broker {
   readonly #limits: BrokerLimits;
-  readonly #port: BrokerPort;
+  readonly #port: Omit<BrokerPort, "sendAt">;
   readonly #run: RunContext;
   readonly #table = new Map<number, Export>();
   readonly #opened = new Set<Capability>();
@@ -138,7 +140,7 @@ export class Broker {
 
   constructor(
     grants: ReadonlyMap<string, Capability | string>,
-    options: { limits: BrokerLimits; run: RunContext; port: BrokerPort },
+    options: { limits: BrokerLimits; run: RunContext; port: Omit<BrokerPort, "sendAt"> },
   ) {
     this.#limits = options.limits;
     this.#port = options.port;

@@ -58,6 +58,8 @@ export interface HostSide {
   call(message: CallMessage<WireValue>): void;
   reply(message: ReplyMessage<WireValue>): void;
   release(message: ReleaseMessage): void;
+  /** The job is out. */
+  start?(): void;
   ledger(): LedgerEntry[];
   close(): void;
 }
@@ -67,7 +69,7 @@ export interface Recorder {
   job(job: RunJob["job"] & { wallMs: number; env: readonly EnvEntry[] }): void;
   /** The worker's messages that decide what it is sent. */
   heard(message: WorkerMessage): void;
-  sent(frame: Uint8Array): void;
+  sent(nowMs: number, messages: readonly BrokerMessage[]): void;
 }
 
 export interface RunJob {
@@ -115,6 +117,7 @@ class Conversation {
   ) {
     const port = {
       send: (message: BrokerMessage) => this.#queue(message),
+      sendAt: (nowMs: number, messages: readonly BrokerMessage[]) => this.#transmit(nowMs, messages),
       nowMs: () => Date.now(),
       violated: (detail: string) => this.#stop({ reason: "protocol", layer: "broker", detail }),
       exhausted: (measured: number) =>
@@ -144,6 +147,7 @@ class Conversation {
     const told = { ...job, env: this.#host.env, wallMs: limits.wallMs };
     this.run.recorder?.job(told);
     this.#send(encodeMessage({ kind: "job", ...told }));
+    this.#host.start?.();
     this.#wallTimer = setTimeout(() => this.#onWallDeadline(), limits.wallMs + SOFT_GRACE_MS);
     this.#armCpuTimer(limits.cpuMs);
   }
@@ -246,15 +250,18 @@ class Conversation {
   #flush(): void {
     const messages = this.#outbox;
     this.#outbox = [];
+    this.#transmit(Date.now() + this.#clockOffset, messages);
+  }
+
+  #transmit(nowMs: number, messages: readonly BrokerMessage[]): void {
     if (this.#ended) return;
-    for (const { kind, ...message } of messages) {
-      if (kind === "reply" && "id" in message) this.parked.connection.answered(message.id);
-      if (kind === "call" && "id" in message) this.parked.connection.called(message.id);
+    const { connection } = this.parked;
+    for (const message of messages) {
+      if (message.kind === "reply") connection.answered(message.id);
+      if (message.kind === "call") connection.called(message.id);
     }
-    for (const frame of encodeItems(Date.now() + this.#clockOffset, messages)) {
-      this.run.recorder?.sent(frame);
-      this.#send(frame);
-    }
+    this.run.recorder?.sent(nowMs, messages);
+    for (const frame of encodeItems(nowMs, messages)) this.#send(frame);
   }
 
   /** A claim. It counts if the process lives within its limits at this moment, by our clocks. */

@@ -1,6 +1,8 @@
 /** doublehull: untrusted JavaScript behind two hulls. */
 export { Sandbox } from "./sandbox.js";
-export type { RunOptions, SandboxOptions } from "./options.js";
+export type { Grant, ReplayOptions, RunOptions, SandboxOptions } from "./options.js";
+export type { AuditEvent } from "../hostapi/broker.js";
+export { parseRecording, type Divergence, type Recording, type Replay } from "./recording.js";
 export { SandboxError, SANDBOX_ERRORS, type SandboxErrorCode } from "./errors.js";
 export {
   describeStop,

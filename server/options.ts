@@ -103,10 +103,18 @@ export const runSchema = z.strictObject({
     .optional(),
   /** Hears of each decision about a call, before the act; one that throws stops it. */
   audit: listener<(event: AuditEvent) => void>("audit"),
+  /** Keep what a replay needs; the outcome then has a `recording`. */
+  record: z.boolean("record must be true or false").optional(),
   /** Hears each line of the script's log as it comes. */
   onLog: listener<(entry: LogEntry) => void>("onLog"),
 });
 
+/** Code that is to run in the recorded one's place: where it goes another way, the replay says so. */
+export const replaySchema = runSchema
+  .pick({ name: true, language: true, modules: true, signal: true, onLog: true })
+  .extend({ source: z.string("source must be a string").optional() });
+
+export type ReplayOptions = z.input<typeof replaySchema>;
 export type SandboxOptions = z.input<typeof createSchema>;
 export type RunOptions = z.input<typeof runSchema>;
 

@@ -3,6 +3,7 @@ import type { LogLevel } from "../engine/engine.js";
 import type { LedgerEntry } from "../hostapi/broker.js";
 import type { LayerReport } from "../osjail/plan.js";
 import type { EngineKind } from "./engines.js";
+import type { Recording } from "./recording.js";
 
 export type StopReason =
   | "wall-time"
@@ -74,6 +75,8 @@ interface OutcomeBase {
   usage: Usage;
   ledger: LedgerEntry[];
   layers: Layers;
+  /** If the run was to be recorded. */
+  recording?: Recording;
 }
 
 export type Outcome<T = unknown> = OutcomeBase &

@@ -10,6 +10,7 @@ import { Broker } from "../hostapi/broker.js";
 import { Capability } from "../hostapi/capability.js";
 import type { ClockSetting, LogLevel } from "../hostapi/ambient.js";
 import { Secret } from "../hostapi/secret.js";
+import type { Job } from "../engine/engine.js";
 import { readHost, type Host } from "../osjail/host.js";
 import type { LaunchFrom } from "../osjail/launch.js";
 import type { LaunchedKeeper } from "../osjail/zygote-client.js";
@@ -30,12 +31,15 @@ import {
   createSchema,
   parse,
   type Grant,
+  replaySchema,
+  type ReplayOptions,
   runSchema,
   type ParsedOptions,
   type RunOptions,
   type SandboxOptions,
 } from "./options.js";
 import { asSandboxError, Pool, slotsFor } from "./pool.js";
+import { Replayer, RunRecorder, type Recording, type Replay } from "./recording.js";
 
 const { encode, isCodecError } = codec();
 /** What an entry file knows and the library does not: where the filter may be installed, and the environment. */
@@ -100,9 +104,13 @@ export class Sandbox {
    * (`overloaded`, `host-cannot`). Any number of runs may be under way.
    */
   async run(source: string, options: RunOptions = {}): Promise<Outcome> {
+    return this.#whilePending(() => this.#run(source, options));
+  }
+
+  async #whilePending<T>(act: () => Promise<T>): Promise<T> {
     if (++this.#pending === 1) this.#keepAlive.ref();
     try {
-      return await this.#run(source, options);
+      return await act();
     } finally {
       if (--this.#pending === 0) this.#keepAlive.unref();
     }
@@ -121,15 +129,93 @@ export class Sandbox {
     const given = parse(runSchema, options);
     const { table, clock, seed, leastLevel, maxTimers } = arrange(given.grants ?? {});
     const limits = this.#limitsFor(given.limits ?? {});
+    if (given.record === true && (clock.mode === "real" || clock.mode === "coarse")) {
+      const message = `record: a clock that runs by itself (${clock.mode}) cannot be replayed; use frozen or virtual`;
+      throw new SandboxError("bad-option", message, { field: "record" });
+    }
     const input = encodeInput(given.input);
-    const type = given.type ?? "module";
+    const { signal, tenant = NO_TENANT } = given;
+    if (signal !== undefined) setMaxListeners(0, signal); // one signal may cancel any number of runs
+    const script = await this.#prepare(source, given, limits, tenant);
+    if ("status" in script) return script;
+    const recorder = given.record === true ? new RunRecorder() : undefined;
+    const pool = await this.#poolOf(tenant);
+    const outcome = await this.#converse(pool, tenant, limits, {
+      signal,
+      onLog: given.onLog,
+      recorder,
+      host: (port, run) => new Broker(table, { limits, run, port: { ...port, audit: given.audit } }),
+      job: () => ({
+        ...jobLimits(limits),
+        ...script,
+        role: "run",
+        seed: seed ?? randomBytes(32),
+        nowMs: clock.startMs ?? Date.now(),
+        clock,
+        leastLevel,
+        maxTimers,
+        input,
+      }),
+    });
+    const recording = recorder?.finish(outcome, limits);
+    return recording === undefined ? outcome : { ...outcome, recording };
+  }
+
+  /**
+   * Runs a recorded run again, with nothing granted: its calls are answered from the recording. With `source` (and
+   * `modules`) other code runs in its place. Resolves to the outcome, whether it is identical, and if not, where it
+   * first differs. Rejects as `run` does.
+   */
+  async replay(recording: Recording, options: ReplayOptions = {}): Promise<Replay> {
+    return this.#whilePending(async () => {
+      const given = parse(replaySchema, options);
+      const limits = this.#limitsFor(recording.limits);
+      const { job } = recording;
+      const { signal, source = job.source } = given;
+      const code = {
+        type: job.type,
+        name: given.name ?? job.name,
+        language: given.language ?? (given.source === undefined ? ("javascript" as const) : undefined),
+        modules: given.modules ?? (Object.fromEntries(job.modules) as Record<string, string>),
+        stripped: given.source === undefined,
+        signal,
+      };
+      const script = await this.#prepare(source, code, limits, NO_TENANT);
+      if ("status" in script) return { outcome: script, identical: false };
+      const diverged = new AbortController();
+      let replayer: Replayer | undefined;
+      const outcome = await this.#converse(await this.#poolOf(NO_TENANT), NO_TENANT, limits, {
+        signal: signal === undefined ? diverged.signal : AbortSignal.any([signal, diverged.signal]),
+        onLog: given.onLog,
+        host: (port) => (replayer = new Replayer(recording, port, () => diverged.abort())),
+        job: () => ({
+          ...jobLimits(limits),
+          ...script,
+          role: "run",
+          seed: new Uint8Array(Buffer.from(job.seed, "base64")),
+          nowMs: job.nowMs,
+          clock: job.clock,
+          leastLevel: job.leastLevel,
+          maxTimers: job.maxTimers,
+          input: { text: job.input.text, blobs: job.input.blobs.map((blob) => Buffer.from(blob, "base64")) },
+        }),
+      });
+      return replayer?.finish(outcome) ?? { outcome, identical: false };
+    });
+  }
+
+  /** What runs: within its limit of bytes, and without its types. Or the outcome of a script that cannot. */
+  async #prepare(
+    source: string,
+    given: Pick<RunOptions, "type" | "name" | "language" | "modules" | "signal"> & { stripped?: boolean },
+    limits: Limits,
+    tenant: string,
+  ): Promise<Pick<Job, "type" | "name" | "source" | "modules"> | Outcome> {
+    const { type = "module", signal } = given;
     const typescript =
       given.language === "typescript" || (given.language === undefined && isTypeScript(given.name));
     const name = given.name ?? (typescript ? "script.ts" : "script.js");
-    let modules = Object.entries(given.modules ?? {});
-    const { signal, tenant = NO_TENANT } = given;
-    if (signal !== undefined) setMaxListeners(0, signal); // one signal may cancel any number of runs
-
+    const modules = Object.entries(given.modules ?? {});
     const bytes = modules.reduce((sum, [, text]) => sum + Buffer.byteLength(text), Buffer.byteLength(source));
     if (bytes > limits.sourceBytes) {
       return this.#unstarted({
@@ -139,40 +225,20 @@ export class Sandbox {
         measured: bytes,
       });
     }
-    if (typescript || modules.some(([module]) => isTypeScript(module))) {
-      const marked = modules.map(([module, text]) => ({ module, text, strip: isTypeScript(module) }));
-      const toStrip = marked
-        .filter(({ strip }) => strip)
-        .map(({ module, text }): [string, string] => [module, text]);
-      if (typescript) toStrip.unshift([name, source]);
-      const stripped = await this.#strip(name, type, toStrip, tenant, signal);
-      if (!Array.isArray(stripped)) return stripped;
-      if (typescript) source = stripped.shift() as string;
-      modules = marked.map(({ module, text, strip }) => [
-        module,
-        strip ? (stripped.shift() as string) : text,
-      ]);
-    }
-    const pool = await this.#poolOf(tenant);
-    return this.#converse(pool, tenant, limits, {
-      signal,
-      onLog: given.onLog,
-      host: (port, run) => new Broker(table, { limits, run, port: { ...port, audit: given.audit } }),
-      job: () => ({
-        ...jobLimits(limits),
-        role: "run",
-        type,
-        name,
-        source,
-        modules,
-        seed: seed ?? randomBytes(32),
-        nowMs: clock.startMs ?? Date.now(),
-        clock,
-        leastLevel,
-        maxTimers,
-        input,
-      }),
-    });
+    const typed = given.stripped === true ? [] : modules.filter(([module]) => isTypeScript(module));
+    if (!typescript && typed.length === 0) return { type, name, source, modules };
+    const toStrip = typescript ? [[name, source] as [string, string], ...typed] : typed;
+    const stripped = await this.#strip(name, type, toStrip, tenant, signal);
+    if (!Array.isArray(stripped)) return stripped;
+    const texts = new Map(
+      typed.map(([module], at) => [module, stripped[at + (typescript ? 1 : 0)] as string]),
+    );
+    return {
+      type,
+      name,
+      source: typescript ? (stripped[0] as string) : source,
+      modules: modules.map(([module, text]) => [module, texts.get(module) ?? text]),
+    };
   }
 
   /** Ends every run, zygote and worker and waits until nothing is left. Idempotent. */
