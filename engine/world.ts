@@ -516,6 +516,27 @@ export function world(
   delete global.SharedArrayBuffer;
   delete global.Atomics;
 
+  // -- what nobody relies on changing ---------------------------------------------------------------------------
+  const proto = (value: unknown): object => getPrototypeOf(value as object) as object;
+  const generator = function* () {};
+  const asyncGenerator = async function* () {};
+  for (const intrinsic of [
+    global.Reflect,
+    global.JSON,
+    proto([].values()),
+    proto(new Map().keys()),
+    proto(new Set().keys()),
+    proto(""[Symbol.iterator]()),
+    proto(proto([].values())),
+    proto(generator),
+    proto(generator()),
+    proto(asyncGenerator),
+    proto(asyncGenerator()),
+    proto(async () => {}),
+  ]) {
+    freeze(intrinsic);
+  }
+
   // What fails while a result is being told (the memory may be used up) is told like an error of the script.
   const settle = (promise: unknown): void => void then(then(promise, succeed), undefined, fail);
   const noted = (name: string): void => void (lastMissing = name);

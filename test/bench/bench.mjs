@@ -9,7 +9,9 @@ import path from "node:path";
 import { parseArgs } from "node:util";
 import { fileURLToPath } from "node:url";
 import { getQuickJS } from "quickjs-emscripten";
+import { z } from "zod";
 import { Sandbox } from "doublehull";
+import { capability, method } from "#hostapi/capability";
 
 const here = path.dirname(fileURLToPath(import.meta.url));
 const { values: args } = parseArgs({
@@ -91,6 +93,45 @@ async function latency(sandbox, quickjs, ivm, echo) {
     await parked(sandbox);
   }
   return samples;
+}
+
+// Calls of a capability that does nothing: what the way there and back costs, in microseconds a call.
+async function hostCalls(echo) {
+  const CALLS = 1000;
+  const answer = method({
+    doc: "Its argument.",
+    params: { value: z.unknown() },
+    effect: "read",
+    run: ({ value }) => value,
+  });
+  const grants = { back: capability("back", { answer }) };
+  const limits = { wallMs: 60_000, cpuMs: 60_000, hostCalls: CALLS, callBytes: 4_194_304 };
+  const sandbox = await Sandbox.create({ image: "fast-run", parked: 2, limits });
+  const scripts = {
+    "one after another": `for (let i = 0; i < ${CALLS}; i++) await env.back.answer(i)`,
+    "in parallel": `await Promise.all(Array.from({ length: ${CALLS} }, (_, i) => env.back.answer(i)))`,
+    "4 MB there and back": "await env.back.answer(bytes)",
+    nothing: "",
+  };
+  const figures = { echo: [], ...Object.fromEntries(Object.keys(scripts).map((name) => [name, []])) };
+  for (let round = 0; round < Math.max(10, ROUNDS / 15); round++) {
+    for (const [name, body] of Object.entries(scripts)) {
+      const source = `const bytes = new Uint8Array(4e6); export default async (_, env) => { ${body} }`;
+      const outcome = await sandbox.run(source, { grants });
+      if (outcome.status !== "ok")
+        throw new Error(`${name}: ${JSON.stringify(outcome.stop ?? outcome.error)}`);
+      figures[name].push((outcome.usage.wallMs * 1000) / (name.startsWith("4 MB") ? 1 : CALLS));
+    }
+    figures.echo.push(
+      ((await timed(async () => {
+        for (let i = 0; i < CALLS; i++) await echo();
+      })) *
+        1000) /
+        CALLS,
+    );
+  }
+  await sandbox.close();
+  return figures;
 }
 
 async function parked(sandbox) {
@@ -190,6 +231,7 @@ report.parkedMemoryKb = workerMemory(zygotes).filter(({ privateKb }) => privateK
 report.runsPerSecond = { doublehull: await saturated(() => sandbox.run(SCRIPT), 5) };
 if (ivm) report.runsPerSecond["isolated-vm isolate"] = await saturated(async () => freshIsolate(ivm), 3);
 await sandbox.close();
+report.hostCallUs = await hostCalls(peer.echo);
 peer.end();
 report.coldStartMs = coldStart();
 
@@ -226,6 +268,19 @@ row(
   "<= 2",
   tail("doublehull") / tail("echo") <= 2,
 );
+const calls = Object.fromEntries(
+  Object.entries(report.hostCallUs).map(([name, list]) => [name, quantile(list, 0.5)]),
+);
+const oneByOne = calls["one after another"] - calls.nothing;
+row(
+  `host call, one after another (${oneByOne.toFixed(0)} us) / socket echo (${calls.echo.toFixed(0)} us)`,
+  (oneByOne / calls.echo).toFixed(2),
+  "<= 2.5",
+  oneByOne / calls.echo <= 2.5,
+);
+const inParallel = calls["in parallel"] - calls.nothing;
+row("host call, 1000 in parallel", `${inParallel.toFixed(1)} us`, "<= 30", inParallel <= 30);
+console.log(`4 MB there and back in one call: ${(calls["4 MB there and back"] / 1000).toFixed(1)} ms`);
 const cold = Object.fromEntries(
   Object.entries(report.coldStartMs).map(([name, list]) => [name, quantile(list, 0.5)]),
 );
