@@ -49,7 +49,8 @@ export async function callOn(
     run,
     label,
     method,
-    argumentBytes: JSON.stringify(args)?.length ?? 0,
+    argumentBytes:
+      JSON.stringify(args, (_, item) => (typeof item === "bigint" ? `${item}` : item))?.length ?? 0,
     maxAnswerBytes: options.maxAnswerBytes ?? 1024 * 1024,
     signal: AbortSignal.any([controller.signal, run.signal]),
     charge(bytes) {
