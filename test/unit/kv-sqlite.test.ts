@@ -31,7 +31,7 @@ const PREAMBLE = `
   import { kv } from "#hostapi/kv";
   import { sqliteStore } from "#hostapi/kv-sqlite";
   // Calls without a broker and with idle hooks: a program of its own cannot load the tests' TypeScript.
-  const hooks = { label: "kv", charge() {}, note() {}, signal: new AbortController().signal };
+  const hooks = { label: "kv", admit() {}, charge() {}, note() {}, signal: new AbortController().signal };
   const on = (target) => async (method, ...args) =>
     target.invoke(method, target.parse("kv", method, args), { ...hooks, method });
 `;
