@@ -3,7 +3,6 @@ import type { LogLevel } from "../engine/engine.js";
 import type { LedgerEntry } from "../hostapi/broker.js";
 import type { LayerReport } from "../osjail/plan.js";
 import type { EngineKind } from "./engines.js";
-import type { Recording } from "./recording.js";
 
 export type StopReason =
   | "wall-time"
@@ -75,8 +74,6 @@ interface OutcomeBase {
   usage: Usage;
   ledger: LedgerEntry[];
   layers: Layers;
-  /** If the run was to be recorded. */
-  recording?: Recording;
 }
 
 export type Outcome<T = unknown> = OutcomeBase &

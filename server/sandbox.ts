@@ -101,9 +101,10 @@ export class Sandbox {
   /**
    * Runs a script in a process of its own. Resolves to an Outcome whatever the script does; rejects with SandboxError
    * only for a mistake of the caller (`bad-option`, `bad-input`, `over-limit`, `closed`) or of this host
-   * (`overloaded`, `host-cannot`). Any number of runs may be under way.
+   * (`overloaded`, `host-cannot`). Any number of runs may be under way. With `record` the outcome has a recording,
+   * unless the run never began.
    */
-  async run(source: string, options: RunOptions = {}): Promise<Outcome> {
+  async run(source: string, options: RunOptions = {}): Promise<Outcome & { recording?: Recording }> {
     return this.#whilePending(() => this.#run(source, options));
   }
 
@@ -116,7 +117,7 @@ export class Sandbox {
     }
   }
 
-  async #run(source: string, options: RunOptions): Promise<Outcome> {
+  async #run(source: string, options: RunOptions): Promise<Outcome & { recording?: Recording }> {
     if (this.#closed) throw new SandboxError("closed", "the sandbox is closed");
     if (typeof source !== "string") {
       throw new SandboxError("bad-option", "source must be a string", { field: "source" });
