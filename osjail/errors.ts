@@ -24,6 +24,8 @@ export const JAIL_ERRORS = {
   "core-scheduling":
     "Core scheduling needs CONFIG_SCHED_CORE and SMT. Leave `coreScheduling` out where it is absent.",
   speculation: "The CPU or kernel refuses a speculation control. Leave `speculation` out where it is absent.",
+  "confined-files":
+    "Use Linux 5.6 or later, and in a container allow openat2(2) in its seccomp profile; or grant no files.",
   attestation:
     "A worker did not look locked down from outside and was killed. Run `doublehull doctor`; report the difference that the message names.",
   "stack-limit":

@@ -622,7 +622,38 @@ export const O_ARCH: Readonly<
 };
 
 /** Directory-relative calls. linux/fcntl.h */
-export const AT = { FDCWD: -100, SYMLINK_NOFOLLOW: 0x100, REMOVEDIR: 0x200, EMPTY_PATH: 0x1000 } as const;
+export const AT = {
+  FDCWD: -100,
+  SYMLINK_NOFOLLOW: 0x100,
+  REMOVEDIR: 0x200,
+  NO_AUTOMOUNT: 0x800,
+  EMPTY_PATH: 0x1000,
+} as const;
+
+/** Flags of renameat2(2). linux/fs.h */
+export const RENAME = { NOREPLACE: 1, EXCHANGE: 2, WHITEOUT: 4 } as const;
+
+/** File types in a mode, and their mask. linux/stat.h, man 7 inode "The file type and mode" */
+export const S_IF = {
+  MT: 0o170000,
+  SOCK: 0o140000,
+  LNK: 0o120000,
+  REG: 0o100000,
+  BLK: 0o060000,
+  DIR: 0o040000,
+  CHR: 0o020000,
+  IFO: 0o010000,
+} as const;
+
+/**
+ * statx(2): the mask that asks for what stat(2) tells, and byte offsets of `struct statx`: nlink u32, mode u16, size
+ * u64, mtime an s64 of seconds and a u32 of nanoseconds. linux/stat.h
+ */
+export const STATX_BASIC_STATS = 0x7ff;
+export const STATX = { nlink: 16, mode: 28, size: 40, mtime_sec: 112, mtime_nsec: 120, bytes: 256 } as const;
+
+/** Byte offsets of `struct linux_dirent64`: u16 reclen, u8 type, a NUL-terminated name. man 2 getdents64 */
+export const DIRENT64 = { reclen: 16, type: 18, name: 19 } as const;
 
 /** `resolve` of openat2(2), 5.6, and `struct open_how`: u64 flags, mode, resolve. linux/openat2.h; CACHED 5.12. */
 export const RESOLVE = {
