@@ -3,6 +3,7 @@
  * Whatever can hand the kernel a pointer lives behind this file, so a reader knows where memory safety ends.
  * Everything here is synchronous and works in a forked child that has no event loop.
  */
+import fs from "node:fs";
 import ffi from "ffi-rs";
 import { SYSCALLS, type Arch, type SyscallName } from "./abi/syscalls.js";
 import { errnoName } from "./abi/linux.js";
@@ -130,3 +131,37 @@ export function sys(name: SyscallName, ...args: Word[]): number {
   if (ret < 0) throw new KernelError(name, -ret);
   return ret;
 }
+
+const supported = process.platform === "linux" && (process.arch === "x64" || process.arch === "arm64");
+
+/**
+ * Whether this copy of the module belongs to the process's first thread, which ends with the process; by the kernel's
+ * word, since what runs in the jail loads no threads. Where there is no kernel hull it does not matter. man 2 gettid
+ */
+export const onMainThread: boolean = !supported || sys("gettid") === process.pid;
+
+/** RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE, the same in glibc and musl. man 3 dlopen, <dlfcn.h> */
+const STAY_LOADED = 0x1 | 0x4 | 0x1000;
+
+/**
+ * Keeps the FFI library mapped for good. With the last thread that loaded it Node unmaps an addon, but this one has
+ * left destructors of thread-local storage behind, and the thread's own end then jumps to where they were: SIGSEGV in
+ * the embedder's process. A main thread never unmaps it. Nothing may run between the import and this.
+ */
+function stayLoaded(): void {
+  const maps = fs.readFileSync("/proc/self/maps", "utf8");
+  const path = /^\S+ \S+ \S+ \S+ \S+ +(\/.*\/ffi-rs\.[^/]*\.node)$/m.exec(maps)?.[1];
+  const handle = load({
+    library: libc(),
+    funcName: "dlopen",
+    retType: I64,
+    paramsType: [DataType.String, DataType.I32],
+    paramsValue: [path ?? "", STAY_LOADED],
+  });
+  if (path === undefined || handle === 0) {
+    throw new Error(
+      "ffi-rs cannot be kept loaded in this thread: import doublehull in the main thread first",
+    );
+  }
+}
+if (!onMainThread) stayLoaded();

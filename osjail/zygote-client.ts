@@ -16,6 +16,7 @@ import { launch, type LaunchFrom } from "./launch.js";
 import { KernelError, Memory, sys, trySys } from "./libc.ffi.js";
 import { encodeSetup } from "./setup.js";
 import type { JailPlan } from "./plan.js";
+import { buryForgottenKeepers, hold, release } from "./thread-end.js";
 import type { Probes, ZygoteEvent } from "./zygote.js";
 import type { Refusal } from "./seccomp.js";
 
@@ -41,7 +42,10 @@ export interface KeeperLaunch {
   scopeEnv: Readonly<Record<string, string>>;
 }
 
-/** A started keeper that waits for its setup. Whoever holds it owns the descriptors; if they close, it ends. */
+/**
+ * A started keeper that waits for its setup. Whoever has it owns the descriptors, as `hold` gives them; if they close,
+ * it ends.
+ */
 export interface LaunchedKeeper {
   pid: number;
   events: number;
@@ -67,18 +71,30 @@ export async function launchKeeper(options: KeeperLaunch): Promise<LaunchedKeepe
   }
   const stack = stackLimit();
   if (stack < LEAST_STACK) throw new JailError("stack-limit", `the stack is limited to ${stack} bytes`);
-  const [events, keeperEvents] = socketPair();
-  const [commands, keeperCommands] = socketPair();
+  const held: number[] = [];
+  const holdBoth = ([mine, theirs]: readonly [number, number]): [number, number] => {
+    try {
+      held.push(hold(mine));
+    } catch (error) {
+      sys("close", theirs);
+      throw error;
+    }
+    held.push(hold(theirs));
+    return held.slice(-2) as [number, number];
+  };
   const pipe = new Memory(8);
-  sys("pipe2", pipe, O.CLOEXEC);
-  const [diagnostics, stderr] = [pipe.bytes.readInt32LE(0), pipe.bytes.readInt32LE(4)];
-  sys("fcntl", diagnostics, F.SETFL, O.NONBLOCK); // on the reading end alone
   const node = [process.execPath, ...options.nodeFlags, options.main, options.argument];
   const scope = ["--user", "--scope", "--quiet", "--collect", "-p", "Delegate=yes", "--"];
   const [command, ...args] = options.systemdScope
     ? ["systemd-run", ...scope, "/usr/bin/env", "-i", "TZ=UTC", ...node]
     : node;
   try {
+    buryForgottenKeepers();
+    const [events, keeperEvents] = holdBoth(socketPair());
+    const [commands, keeperCommands] = holdBoth(socketPair());
+    sys("pipe2", pipe, O.CLOEXEC);
+    const [diagnostics, stderr] = holdBoth([pipe.bytes.readInt32LE(0), pipe.bytes.readInt32LE(4)]);
+    sys("fcntl", diagnostics, F.SETFL, O.NONBLOCK); // on the reading end alone
     const pid = await launch(
       {
         command: command as string,
@@ -88,12 +104,11 @@ export async function launchKeeper(options: KeeperLaunch): Promise<LaunchedKeepe
       },
       options.launchFrom,
     );
+    for (const fd of [keeperEvents, keeperCommands, stderr]) release(fd);
     return { pid, events, commands, diagnostics };
   } catch (error) {
-    for (const fd of [events, commands, diagnostics]) sys("close", fd);
+    for (const fd of held) release(fd);
     throw new JailError("zygote-start", textOf(error), { cause: error });
-  } finally {
-    for (const fd of [keeperEvents, keeperCommands, stderr]) sys("close", fd);
   }
 }
 
@@ -134,7 +149,10 @@ export class Zygote {
     this.#commands = new DescriptorSocket(commands);
     this.#diagnostics = diagnostics;
     this.ended = new Promise((resolve) => (this.#end = resolve));
-    this.#events = new net.Socket({ fd: events, readable: true, writable: false });
+    // Node closes a socket's descriptor itself, so it must be none of those that are held.
+    const stream = sys("fcntl", events, F.DUPFD_CLOEXEC, 0);
+    release(events);
+    this.#events = new net.Socket({ fd: stream, readable: true, writable: false });
     let rest = "";
     this.#events.setEncoding("utf8").on("data", (chunk: string) => {
       const lines = (rest + chunk).split("\n");
@@ -285,7 +303,8 @@ export class Zygote {
     this.#waitingForPidfd.delete(record.id);
     // Without a descriptor we are out of them: a worker that we could not kill or look at is none of ours.
     if (record.fd === undefined) return worker?.refuse();
-    if (worker === undefined || !worker.adopt(record.fd)) sys("close", record.fd);
+    if (worker === undefined) sys("close", record.fd);
+    else worker.adopt(record.fd);
   }
 
   #forget(worker: JailedWorker, exit: WorkerExit): void {
@@ -301,8 +320,8 @@ export class Zygote {
     const orderly = !this.alive;
     this.alive = false;
     const said = orderly ? "" : this.#lastWords();
-    sys("close", this.#commands.fd);
-    sys("close", this.#diagnostics);
+    release(this.#commands.fd);
+    release(this.#diagnostics);
     this.#ready?.reject(
       this.#failure ?? new JailError("zygote-start", `the zygote did not start. ${said}`.trim()),
     );
@@ -372,20 +391,19 @@ export class JailedWorker {
     this.forked.catch(() => {}); // whoever awaits it hears of it; a worker that nobody awaits is no fault
   }
 
-  /** Takes the pidfd that the zygote sent; false if the worker has ended meanwhile (the caller closes it). */
-  adopt(pidfd: number): boolean {
-    if (this.dead) return false;
+  /** Takes over the pidfd that the zygote sent. */
+  adopt(raw: number): void {
+    if (this.dead) return void sys("close", raw); // it has ended meanwhile
     let info: string;
     try {
+      const pidfd = hold(raw);
+      this.#pidfd = pidfd; // whatever follows, the worker's end closes it
       info = fs.readFileSync(`/proc/self/fdinfo/${pidfd}`, "latin1");
     } catch {
-      this.refuse();
-      return false;
+      return this.refuse();
     }
-    this.#pidfd = pidfd;
     this.pid = Number(/^Pid:\s*(-?\d+)/m.exec(info)?.[1] ?? 0);
     this.#forked.resolve();
-    return true;
   }
 
   /** Gives a worker up that we have no hold of. */
@@ -485,7 +503,7 @@ export class JailedWorker {
   finish(exit: WorkerExit): void {
     if (this.dead) return;
     this.dead = true;
-    if (this.#pidfd >= 0) sys("close", this.#pidfd);
+    if (this.#pidfd >= 0) release(this.#pidfd);
     this.#forked.reject(new JailError("zygote-lost", "the worker ended before it was ready"));
     this.#finish(exit);
   }

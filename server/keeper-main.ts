@@ -2,6 +2,7 @@
 import { COMMANDS_FD, keep } from "../osjail/keeper.js";
 import { readSetup } from "../osjail/setup.js";
 import { trimHeap } from "../osjail/libc.ffi.js";
+import { nameKeeper } from "../osjail/thread-end.js";
 import type { JailPlan } from "../osjail/plan.js";
 import { loadEngine, type EngineKind } from "./engines.js";
 import { GUEST, rehearse, serveWorker } from "./worker.js";
@@ -11,6 +12,7 @@ export interface KeeperSetup {
   memoryMb: number;
 }
 
+nameKeeper();
 const engine = await loadEngine(process.argv[2] as EngineKind);
 const setup = readSetup(COMMANDS_FD) as KeeperSetup | undefined;
 if (setup === undefined) process.exit(0); // launched ahead of a wish that never came
