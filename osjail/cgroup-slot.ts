@@ -266,6 +266,11 @@ export class Slot {
     return value;
   }
 
+  /** Whether the slot is still there: what is open of it stays open when it is removed. */
+  exists(): boolean {
+    return [...dirsOf(this.paths)].every((dir) => fs.existsSync(dir));
+  }
+
   /** Ids of the processes inside, as this pid namespace numbers them (0 on v2: one that it cannot see). */
   processes(): number[] {
     return listPids(this.paths.memory);

@@ -1,8 +1,13 @@
 /**
  * The keeper's side of the cgroups: making the tree before any worker exists, joining it, removing it, and sweeping what
  * a dead keeper left. Nothing here ever signals a process outside the cgroups made here.
+ *
+ * A sweep must never take a living sandbox for a dead one. Ids and start times mean nothing across pid and time
+ * namespaces, which may share the cgroups (containers), so a keeper also holds a lock on its tree, which all of them
+ * see and which ends with it: only an unlocked tree is swept, and one of another pid namespace only if it is empty.
  */
 import * as fs from "node:fs";
+import { LOCK } from "./abi/linux.js";
 import {
   CgroupError,
   errno,
@@ -10,6 +15,7 @@ import {
   isAlive,
   KEEPER_LEAF,
   ownerName,
+  ownPidNamespace,
   parseOwnerName,
   REAL_FILES,
   type AvailableCgroups,
@@ -26,6 +32,7 @@ import {
   type SlotLimits,
   type SlotPaths,
 } from "./cgroup-slot.js";
+import { sys } from "./libc.ffi.js";
 
 export interface TreeOptions {
   /** Leaves to make: workers that may exist at once. */
@@ -42,6 +49,8 @@ export interface TreeOptions {
 export class CgroupTree {
   readonly name: string;
   readonly slots: SlotPaths[] = [];
+  /** Open descriptors whose lock tells every sweep that this tree is in use. A fork that outlives us closes its own. */
+  readonly locks: number[] = [];
   readonly #support: AvailableCgroups;
   #removed = false;
 
@@ -92,12 +101,12 @@ export class CgroupTree {
         for (const pid of support.move) writeOnce(`${dir}/${KEEPER_LEAF}/cgroup.procs`, String(pid), "ESRCH");
       }
       if (support.enable) writeOnce(`${dir}/cgroup.subtree_control`, enable);
-      mkdir(`${dir}/${this.name}`);
+      this.#makeTop(dir);
       writeOnce(`${dir}/${this.name}/cgroup.subtree_control`, enable);
       if (cpuWeight !== undefined && support.cpu)
         writeOnce(`${dir}/${this.name}/cpu.weight`, String(cpuWeight));
     } else {
-      for (const base of basesOf(support)) mkdir(`${base}/${this.name}`);
+      for (const base of basesOf(support)) this.#makeTop(base);
       // v1 counts shares around 1024 where v2 counts weight around 100.
       const shares = cpuWeight === undefined ? undefined : Math.max(2, Math.round((cpuWeight * 1024) / 100));
       const { cpu } = support.base;
@@ -117,6 +126,16 @@ export class CgroupTree {
       };
       for (const dir of dirsOf(paths)) mkdir(dir);
       this.slots.push(paths);
+    }
+  }
+
+  #makeTop(base: string): void {
+    const top = `${base}/${this.name}`;
+    mkdir(top);
+    try {
+      this.locks.push(lock(top, LOCK.EX));
+    } catch (error) {
+      throw failed("cgroup-create", "lock", top, error);
     }
   }
 
@@ -168,6 +187,7 @@ export class CgroupTree {
     if (this.#removed) return;
     const support = this.#support;
     for (const base of basesOf(support)) removeTop(`${base}/${this.name}`);
+    for (const fd of this.locks.splice(0)) fs.closeSync(fd);
     if (support.version === "v2" && support.move.length > 0) leaveDelegated(support.base.dir);
     this.#removed = true;
   }
@@ -195,26 +215,50 @@ function leaveDelegated(base: string): void {
   }
 }
 
+/** Opens a directory and locks it; the lock ends with the last copy of the descriptor. man 2 flock */
+function lock(dir: string, operation: number): number {
+  const fd = fs.openSync(dir, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY);
+  try {
+    sys("flock", fd, operation);
+    return fd;
+  } catch (error) {
+    fs.closeSync(fd);
+    throw error;
+  }
+}
+
 /**
  * Removes the trees under the base whose keeper no longer exists (or whose id now belongs to a later process), killing
- * what is left inside. Every other name, and a tree that holds a process which this pid namespace cannot see, is left
- * alone. Returns the names removed; a tree that resists stays for the next sweep.
+ * what is left inside. Every other name, a tree that somebody has locked, and one that holds a process which this pid
+ * namespace cannot see, is left alone. So is a tree of another pid namespace that holds any process at all; an empty
+ * one that nobody has locked is removed. Returns the names removed; a tree that resists stays for the next sweep.
  */
 export function sweepCgroups(support: CgroupSupport): string[] {
   if (!support.available) return [];
   const bases = [...basesOf(support)];
+  const here = ownPidNamespace();
   const names = new Set(bases.flatMap((base) => REAL_FILES.list(base)));
   return [...names].filter((name) => {
     const owner = parseOwnerName(name);
-    if (owner === undefined || isAlive(owner)) return false;
+    if (owner === undefined) return false;
+    const ours = owner.pidNamespace === here;
+    if (ours && isAlive(owner)) return false;
+    const locks: number[] = [];
     try {
-      const tops = bases.map((base) => `${base}/${name}`);
+      const tops = bases.map((base) => `${base}/${name}`).filter((top) => fs.existsSync(top));
+      for (const top of tops) locks.push(lock(top, LOCK.EX | LOCK.NB));
+      const inside = tops.flatMap(subtree).flatMap(listPids);
       // v2 lists a process of another pid namespace as 0: its owner's id means nothing to us.
-      if (tops.flatMap(subtree).some((dir) => listPids(dir).includes(0))) return false;
-      for (const top of tops) removeTop(top);
+      if (inside.includes(0) || (!ours && inside.length > 0)) return false;
+      for (const top of tops) {
+        if (ours) removeTop(top);
+        else for (const dir of subtree(top)) fs.rmdirSync(dir); // EBUSY where somebody has moved in meanwhile
+      }
       return true;
     } catch {
-      return false; // resists: stays for the next sweep, as said above
+      return false; // in use, or resists: stays for the next sweep, as said above
+    } finally {
+      for (const fd of locks) fs.closeSync(fd);
     }
   });
 }

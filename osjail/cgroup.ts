@@ -317,10 +317,15 @@ function detectV1(
 
 // ---------------------------------------------------------------------------------------------------- names
 
-/** A process, told apart from a later one with the same id by its start time (clock ticks since boot, as text). */
+/**
+ * A process, told apart from a later one with the same id by its start time (clock ticks since boot, as text). The id
+ * means something in its own pid namespace alone: containers may share one tree of cgroups.
+ */
 export interface Owner {
   pid: number;
   startTime: string;
+  /** Inode of the pid namespace; no two that exist at once have the same. man 7 namespaces "/proc/pid/ns" */
+  pidNamespace: string;
 }
 
 /**
@@ -338,21 +343,42 @@ export function parseStat(text: string): { state: string; startTime: string } | 
   return { state, startTime };
 }
 
-/** The name of the tree of a living process. Throws cgroup-no-process. */
-export function ownerName(pid: number = process.pid, files: FileView = REAL_FILES): string {
+/** Inode of the pid namespace that this process is in. Throws cgroup-no-process where /proc does not tell. */
+export function ownPidNamespace(): string {
+  try {
+    const inode = /^pid:\[(\d+)\]$/.exec(fs.readlinkSync("/proc/self/ns/pid"))?.[1];
+    if (inode !== undefined) return inode;
+  } catch (error) {
+    throw failed("cgroup-no-process", "read", "/proc/self/ns/pid", error);
+  }
+  throw new CgroupError("cgroup-no-process", "/proc/self/ns/pid is no pid namespace");
+}
+
+/** The name of the tree of a living process of this pid namespace. Throws cgroup-no-process. */
+export function ownerName(
+  pid: number = process.pid,
+  files: FileView = REAL_FILES,
+  pidNamespace: string = ownPidNamespace(),
+): string {
   const stat = parseStat(files.readFile(`/proc/${pid}/stat`) ?? "");
   if (stat === undefined) throw new CgroupError("cgroup-no-process", `cannot read /proc/${pid}/stat`);
-  return `doublehull-${pid}-${stat.startTime}`;
+  return `doublehull-${pid}-${stat.startTime}-${pidNamespace}`;
 }
 
 /** The owner whom a cgroup's name tells; undefined for every name that `ownerName` would not give. */
 export function parseOwnerName(name: string): Owner | undefined {
-  const match = /^doublehull-([1-9]\d{0,9})-(0|[1-9]\d{0,19})$/.exec(name);
-  return match ? { pid: Number(match[1]), startTime: match[2] ?? "" } : undefined;
+  const match = /^doublehull-([1-9]\d{0,9})-(0|[1-9]\d{0,19})-([1-9]\d{0,19})$/.exec(name);
+  return match
+    ? { pid: Number(match[1]), startTime: match[2] ?? "", pidNamespace: match[3] ?? "" }
+    : undefined;
 }
 
-/** Whether the owner still runs. A zombie does not. In doubt (a /proc that hides processes) the answer is yes. */
+/**
+ * Whether the owner still runs. A zombie does not. In doubt (another pid namespace, a /proc that hides processes) the
+ * answer is yes.
+ */
 export function isAlive(owner: Owner): boolean {
+  if (owner.pidNamespace !== ownPidNamespace()) return true;
   const stat = parseStat(REAL_FILES.readFile(`/proc/${owner.pid}/stat`) ?? "");
   if (stat !== undefined)
     return stat.startTime === owner.startTime && stat.state !== "Z" && stat.state !== "X";

@@ -34,6 +34,7 @@ export function keep(plan: JailPlan, main: WorkerMain): never {
       sys("close", start);
       if (trySys("read", wait, new Memory(1), 1) !== 1) exitGroup(1);
       sys("close", wait);
+      for (const fd of tree?.locks ?? []) sys("close", fd); // the keeper's; and no way into the host's files
       runZygote(plan, { commands: COMMANDS_FD, tell, join }, main);
     }
     sys("close", COMMANDS_FD);

@@ -182,6 +182,11 @@ export class Zygote {
     return zygote;
   }
 
+  /** Why it ended by itself, where it is known. */
+  get failure(): JailError | undefined {
+    return this.#failure;
+  }
+
   /** Room for another worker. */
   get free(): number {
     return this.alive ? this.#freeSlots.length : 0;
@@ -220,6 +225,7 @@ export class Zygote {
   attest(worker: JailedWorker, limits: WorkerLimits): Attested {
     const seen = attest(worker.pid, this.plan, this.#inheritedFilters, !this.#mapsAttested);
     this.#mapsAttested = true;
+    worker.attested = true;
     worker.arm(seen, limits);
     return seen;
   }
@@ -310,6 +316,15 @@ export class Zygote {
   #forget(worker: JailedWorker, exit: WorkerExit): void {
     // The pidfd may still be on its way when a worker dies at once: its record must not meet another worker.
     this.#workers.delete(worker.id);
+    if (this.alive && !worker.attested && worker.cgroup?.exists() === false) {
+      // No later worker could join it either, and without it none may run.
+      const message = `the cgroup ${worker.cgroup.paths.memory} has vanished`;
+      this.#failure = new JailError("cgroup", message, {
+        remedy: "Leave the cgroups named doublehull-* alone.",
+      });
+      this.alive = false; // not `stop`: runs that it takes with it are lost, nobody has killed them
+      trySys("shutdown", this.#commands.fd, SHUT_WR);
+    }
     worker.finish(exit);
     if (!this.alive) return;
     this.#freeSlots.push(worker.slot);
@@ -367,6 +382,8 @@ export class JailedWorker {
   /** Settles when `pid` is known; rejects if the worker ended before. */
   readonly forked: Promise<void>;
   dead = false;
+  /** It was found locked down, in its cgroup. */
+  attested = false;
   #vmDataBytes = 0;
   #vmSizeBytes = 0;
   #armed: WorkerLimits | undefined;

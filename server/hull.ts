@@ -249,7 +249,7 @@ class JailHull implements Hull {
       };
       return new ParkedWorker(worker, connection, this.zygote.plan.arch, limits, lower, () => this.#stopping);
     });
-    return parked.then(async (ready) => {
+    const attested = parked.then(async (ready) => {
       try {
         await worker.forked;
         this.zygote.attest(worker, workerLimits(limits));
@@ -258,6 +258,9 @@ class JailHull implements Hull {
         ready.discard();
         throw error;
       }
+    });
+    return attested.catch((error: unknown) => {
+      throw this.zygote.failure ?? error;
     });
   }
 }
@@ -274,7 +277,8 @@ function awaitParked(
     const failed = (why: string) => {
       worker.kill();
       socket.destroy();
-      reject(new JailError("zygote-lost", why));
+      // Its exit comes first: a hull that ends for the same reason is then known to have ended.
+      void worker.exited.then(() => reject(new JailError("zygote-lost", why)));
     };
     const onClose = () => failed("a worker ended before it was parked");
     socket.once("close", onClose);

@@ -670,6 +670,9 @@ export const OPEN_HOW = { flags: 0, mode: 8, resolve: 16, size: 24 } as const;
 export const F = { DUPFD: 0, GETFD: 1, SETFD: 2, GETFL: 3, SETFL: 4, DUPFD_CLOEXEC: 1030 } as const;
 export const FD_CLOEXEC = 1;
 
+/** Operations of flock(2). asm-generic/fcntl.h */
+export const LOCK = { SH: 1, EX: 2, NB: 4, UN: 8 } as const;
+
 /** close_range(2), 5.9; CLOEXEC 5.11. The range is inclusive and `LAST` means "all that are open". linux/close_range.h */
 export const CLOSE_RANGE = { UNSHARE: 2, CLOEXEC: 4, LAST: 0xffffffff } as const;
 

@@ -243,7 +243,7 @@ describe("what the kernel was told about a parked worker", () => {
     if (!(await hasCgroup())) return context.skip(NO_CGROUP);
     const { pid } = await parkedWorker();
     const pids = cgroupDir(pid, "pids");
-    expect(pids).toMatch(/doublehull-\d+-\d+\/slot-\d+$/);
+    expect(pids).toMatch(/doublehull-\d+-\d+-\d+\/slot-\d+$/);
     expect(fs.readFileSync(`${pids}/pids.max`, "latin1").trim()).toBe("1");
     expect(fs.readFileSync(`${pids}/cgroup.procs`, "latin1").trim()).toBe(String(pid));
     expect(memoryLimitOf(pid)).toBe(DEFAULT_LIMITS.memoryMb * MiB + OVERHEAD);

@@ -5,9 +5,12 @@
 import { spawn, type ChildProcess } from "node:child_process";
 import * as fs from "node:fs";
 import { afterEach, describe, expect, it } from "vitest";
-import { CgroupError, detectCgroups, ownerName } from "#osjail/cgroup";
+import { CgroupError, detectCgroups, ownerName, ownPidNamespace } from "#osjail/cgroup";
 import { Slot, type SlotPaths } from "#osjail/cgroup-slot";
 import { CgroupTree, sweepCgroups } from "#osjail/cgroup-tree";
+import { LOCK } from "#osjail/abi/linux";
+import { sys } from "#osjail/libc.ffi";
+import { until } from "../harness.js";
 
 const MIB = 1 << 20;
 const support = detectCgroups();
@@ -33,6 +36,13 @@ function openSlot(paths: SlotPaths | undefined): Slot {
   const slot = Slot.open(paths);
   slots.push(slot);
   return slot;
+}
+
+/** Names of all trees of ours in the hierarchy that counts processes, whoever made them. */
+function ownTrees(): string[] {
+  if (!support.available) return [];
+  const base = support.version === "v2" ? support.base.dir : support.base.pids;
+  return fs.readdirSync(base).filter((name) => name.startsWith("doublehull-"));
 }
 
 const directories = (tree: CgroupTree) =>
@@ -260,7 +270,7 @@ describe.skipIf(!support.available)(
     it("with our id but another start time are a dead process's; with other names they are nobody's business", () => {
       if (!support.available) return;
       const bases = support.version === "v2" ? [support.base.dir] : [support.base.memory, support.base.pids];
-      const dead = `doublehull-${process.pid}-1`;
+      const dead = `doublehull-${process.pid}-1-${ownPidNamespace()}`;
       const foreign = `${ownerName()}-not-a-tree`;
       for (const base of bases) for (const name of [dead, foreign]) fs.mkdirSync(`${base}/${name}`);
       try {
@@ -272,6 +282,106 @@ describe.skipIf(!support.available)(
       } finally {
         for (const base of bases) fs.rmdirSync(`${base}/${foreign}`);
       }
+    });
+
+    it("of another pid namespace are removed when they are empty and nobody has locked them, and only then", async () => {
+      if (!support.available) return;
+      const base = support.version === "v2" ? support.base.dir : support.base.pids;
+      const top = `${base}/doublehull-${process.pid}-1-1`;
+      fs.mkdirSync(top);
+      const inside = spawn("sleep", ["600"], { stdio: "ignore" });
+      children.push(inside);
+      const name = top.slice(base.length + 1);
+      try {
+        fs.writeFileSync(`${top}/cgroup.procs`, String(inside.pid));
+        expect(sweepCgroups(support)).not.toContain(name);
+        expect(fs.readFileSync(`${top}/cgroup.procs`, "utf8").trim()).toBe(String(inside.pid));
+
+        const ended = exit(inside);
+        inside.kill("SIGKILL");
+        await ended;
+        const locked = fs.openSync(top, "r");
+        sys("flock", locked, LOCK.EX);
+        expect(sweepCgroups(support)).not.toContain(name);
+        fs.closeSync(locked);
+        expect(sweepCgroups(support)).toContain(name);
+      } finally {
+        fs.rmSync(top, { recursive: true, force: true });
+      }
+    });
+
+    it("of a keeper whose lock is held are left alone, though its start time looks another's (time namespaces)", () => {
+      const tree = makeTree();
+      const [base = ""] = tops(tree).map((top) => top.slice(0, top.lastIndexOf("/")));
+      const wrong = tree.name.replace(/-\d+-(\d+)$/, "-1-$1");
+      fs.renameSync(`${base}/${tree.name}`, `${base}/${wrong}`);
+      try {
+        expect(sweepCgroups(support)).not.toContain(wrong);
+      } finally {
+        fs.renameSync(`${base}/${wrong}`, `${base}/${tree.name}`);
+      }
+    });
+
+    describe("shared with a container, a pid namespace of its own,", () => {
+      const cannot = process.getuid?.() !== 0 && "only root can make a pid namespace with a /proc";
+      const LIBRARY = new URL("../../dist/server/index.js", import.meta.url).href;
+
+      /** A sandbox in a child pid namespace, idle with a parked worker, that runs once more when told to. */
+      async function contained(): Promise<{ child: ChildProcess; again: () => Promise<string> }> {
+        const source = `import { Sandbox } from ${JSON.stringify(LIBRARY)};
+          import fs from "node:fs";
+          const sandbox = await Sandbox.create({ image: "fast-start", parked: 1 });
+          const seen = async () => {
+            const { value, layers } = await sandbox.run("6 * 7", { type: "script" });
+            return JSON.stringify([process.pid, value, layers.kernel.find(({ layer }) => layer === "cgroup").state]);
+          };
+          const keeper = () => fs.readFileSync("/proc/self/task/" + process.pid + "/children", "utf8").trim();
+          const first = keeper();
+          fs.writeSync(1, await seen());
+          process.stdin.on("data", async () => fs.writeSync(1, (await seen()) + (keeper() === first)));`;
+        const child = spawn(
+          "unshare",
+          ["--pid", "--fork", "--kill-child", "--mount-proc", process.execPath, "--input-type=module", "-e", source], // prettier-ignore
+          { stdio: ["pipe", "pipe", "inherit"] },
+        );
+        children.push(child);
+        expect(await output(child)).toBe('[1,42,"on"]');
+        const again = () => {
+          const said = output(child);
+          child.stdin?.write("x");
+          return said;
+        };
+        return { child, again };
+      }
+
+      it("are not swept from outside, nor from inside", async ({ skip }) => {
+        if (cannot) skip(cannot);
+        const { child, again } = await contained();
+        const before = ownTrees();
+        expect(before.length).toBeGreaterThan(0);
+        sweepCgroups(support); // from the parent of its namespace
+        const mine = makeTree();
+        const second = await contained(); // starts in another one, and sweeps on its way
+        expect(ownTrees()).toEqual(expect.arrayContaining([...before, mine.name]));
+        expect(await again()).toBe('[1,42,"on"]true'); // and by the keeper that it had
+        for (const one of [child, second.child]) {
+          const ended = exit(one);
+          one.kill("SIGKILL");
+          await ended;
+        }
+      });
+
+      it("are swept when the container has gone, however it went", async ({ skip }) => {
+        if (cannot) skip(cannot);
+        const others = new Set(ownTrees());
+        const { child } = await contained();
+        const left = ownTrees().filter((name) => !others.has(name));
+        expect(left.length).toBeGreaterThan(0);
+        const ended = exit(child);
+        child.kill("SIGKILL"); // and with it its whole pid namespace
+        await ended;
+        await until("its cgroups are swept", () => (sweepCgroups(support), !left.some((name) => ownTrees().includes(name)))); // prettier-ignore
+      });
     });
   },
 );

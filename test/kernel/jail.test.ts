@@ -283,6 +283,29 @@ describe("the attestation", () => {
   });
 });
 
+describe("a zygote whose cgroups have vanished", () => {
+  it("ends with an error that says so, and no worker of it parks", async ({ skip }) => {
+    if (!facts.cgroups.available) skip(facts.cgroups.reason);
+    const hull = await OwnedHull.start({ slots: 1 });
+    try {
+      const { worker, parked: first } = await hull.fork(); // the control
+      const { memory, pids, cpu } = (worker.cgroup as NonNullable<typeof worker.cgroup>).paths;
+      first.discard();
+      await worker.exited;
+      for (const dir of new Set([memory, pids, cpu ?? pids])) fs.rmdirSync(dir);
+      await expect(hull.fork()).rejects.toThrow("before it was parked");
+      await hull.zygote.ended;
+      expect(hull.zygote.failure).toMatchObject({
+        code: "cgroup",
+        message: expect.stringContaining(memory) as string,
+      });
+      expect(hull.zygote.fork()).toBeUndefined();
+    } finally {
+      await hull.stop();
+    }
+  });
+});
+
 describe("the zygote's probes", () => {
   it("attempted what Landlock, MDWE and the filter refuse, with a control before", async () => {
     const { zygote } = await ownedHull();

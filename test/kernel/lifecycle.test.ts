@@ -225,6 +225,29 @@ describe("a part that is killed", () => {
     await until("its cgroups are swept", () => cgroupsOf([old.keeper]).length === 0);
   });
 
+  test("cgroups that somebody removed: no worker runs without them, and another keeper makes its own", async ({
+    skip,
+  }) => {
+    const sandbox = await open();
+    const outcome = await sandbox.run("1", script);
+    if (cgroupLayer(outcome) !== "on") skip("this user has no cgroup");
+    await settled(sandbox);
+    const old = onlyFamily();
+    const occupied = (dir: string) => fs.readFileSync(`${dir}/cgroup.procs`, "latin1") !== "";
+    const empty = cgroupsOf([old.keeper]).filter((dir) => dir.includes("/slot-") && !occupied(dir));
+    expect(empty.length).toBeGreaterThan(0);
+    for (const dir of empty) fs.rmdirSync(dir);
+    const runs = await Promise.all(Array.from({ length: 8 }, () => sandbox.run("1", script)));
+    for (const run of runs) {
+      if (run.status === "stopped")
+        expect(run.stop.reason).toBe("lost"); // in a slot that was left to the old one
+      else expect(valueOf(run)).toBe(1);
+      expect(cgroupLayer(run)).toBe("on");
+    }
+    await expectGone(members(old), [old.keeper]);
+    expect(valueOf(await sandbox.run("'on'", script))).toBe("on");
+  });
+
   test("a parked worker: it is replaced and no run notices", async () => {
     const sandbox = await open();
     await settled(sandbox);

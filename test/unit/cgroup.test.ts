@@ -6,6 +6,7 @@ import {
   CGROUP_ERRORS,
   CgroupError,
   detectCgroups,
+  isAlive,
   ownerName,
   parseOwnerName,
   parseStat,
@@ -291,7 +292,8 @@ describe("owner names", () => {
       "\n)",
     ]) {
       expect(parseStat(`31 (${comm}) ${after}\n`)).toEqual({ state: "S", startTime: "4242" });
-      expect(ownerName(31, fake({ "/proc/31/stat": `31 (${comm}) ${after}\n` }))).toBe("doublehull-31-4242");
+      const files = fake({ "/proc/31/stat": `31 (${comm}) ${after}\n` });
+      expect(ownerName(31, files, "4026531836")).toBe("doublehull-31-4242-4026531836");
     }
   });
 
@@ -308,24 +310,36 @@ describe("owner names", () => {
   });
 
   it("survive the way there and back, for this very process", () => {
-    expect(parseOwnerName(ownerName())).toMatchObject({ pid: process.pid });
-    expect(parseOwnerName("doublehull-31-4242")).toEqual({ pid: 31, startTime: "4242" });
+    const pidNamespace = String(fs.statSync("/proc/self/ns/pid").ino);
+    expect(parseOwnerName(ownerName())).toMatchObject({ pid: process.pid, pidNamespace });
+    expect(parseOwnerName("doublehull-31-4242-7")).toEqual({ pid: 31, startTime: "4242", pidNamespace: "7" });
+  });
+
+  it("tell a process of another pid namespace, of which nobody here knows whether it lives, from a dead one", () => {
+    const own = parseOwnerName(ownerName());
+    if (own === undefined) throw new Error("the name of this process was not read");
+    expect(isAlive(own)).toBe(true);
+    expect(isAlive({ ...own, startTime: "1" })).toBe(false);
+    expect(isAlive({ ...own, startTime: "1", pidNamespace: "1" })).toBe(true);
   });
 
   it("are not read out of anything else", () => {
     const others = [
       "doublehull",
       "doublehull-31",
-      "doublehull-0-1",
-      "doublehull-031-1",
+      "doublehull-31-4242",
+      "doublehull-0-1-1",
+      "doublehull-031-1-1",
+      "doublehull-31-1-0",
       "doublehull-31-4242-x",
+      "doublehull-31-4242-7-x",
     ];
     others.push(
-      "xdoublehull-31-4242",
-      "doublehull--31-1",
-      "doublehull-31-",
-      "doublehull-31-4242\n",
-      "../doublehull-1-1",
+      "xdoublehull-31-4242-7",
+      "doublehull--31-1-1",
+      "doublehull-31-4242-",
+      "doublehull-31-4242-7\n",
+      "../doublehull-1-1-1",
     );
     for (const name of others) expect(parseOwnerName(name)).toBeUndefined();
   });
