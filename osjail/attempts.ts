@@ -5,10 +5,10 @@
  * because what locks a process down must not lock the doctor.
  */
 import fs from "node:fs";
-import { CAPABILITY_VERSION_3, CLONE, CLONE_ARGS, MAP, O, PR, PROT, PTRACE, RLIMIT, SIG, WAIT, errnoName, exited, stopSignal, termSignal } from "./abi/linux.js"; // prettier-ignore
+import { CAPABILITY_VERSION_3, CLONE, CLONE_ARGS, ERRNO, MAP, O, PR, PROT, PTRACE, RLIMIT, SIG, WAIT, errnoName, exited, stopSignal, termSignal } from "./abi/linux.js"; // prettier-ignore
 import { detectCgroups, REAL_FILES } from "./cgroup.js";
 import { CgroupTree } from "./cgroup-tree.js";
-import { enterEmptyRoot, FilterProgram, installFilter } from "./enter.js";
+import { allowNoNamespaces, enterEmptyRoot, FilterProgram, installFilter } from "./enter.js";
 import { landlockAbi, landlockRules, restrictSelf } from "./landlock.js";
 import { hostArch, KernelError, Memory, sys, syscallNumber, trySys } from "./libc.ffi.js";
 import type { LayerName } from "./plan.js";
@@ -148,6 +148,16 @@ function namespaces(): void {
       "an own one",
     );
   }
+  const limited = inChild(CLONE.NEWUSER, () => {
+    sys("unshare", CLONE.NEWUSER);
+    allowNoNamespaces();
+    return trySys("unshare", CLONE.NEWUSER) === -ERRNO.ENOSPC;
+  });
+  tell(
+    "namespace-limits",
+    limited,
+    "a further user namespace was refused after the limit, and made before it",
+  );
   const emptied = inChild(CLONE.NEWUSER + CLONE.NEWNS, () => {
     const before = fs.readdirSync("/").length;
     becomeRoot();

@@ -237,6 +237,10 @@ const TRIED: Readonly<Record<string, { floor: boolean; fix: string }>> = {
   "uts-namespace": { floor: true, fix: JAIL_ERRORS.namespace },
   "cgroup-namespace": { floor: true, fix: JAIL_ERRORS.namespace },
   "time-namespace": { floor: false, fix: "Linux 5.6 has it (CONFIG_TIME_NS)." },
+  "namespace-limits": {
+    floor: false,
+    fix: "/proc/sys is read-only, as containers have it: the filter alone refuses further user namespaces.",
+  },
   "empty-root": { floor: true, fix: JAIL_ERRORS["empty-root"] },
   capabilities: { floor: true, fix: JAIL_ERRORS.capabilities },
   "no-new-privs": { floor: true, fix: JAIL_ERRORS.seccomp },

@@ -28,6 +28,7 @@ function step(plan: JailPlan, layer: LayerName, code: JailErrorCode, run: () => 
 /** The zygote's way in. It is pid 1 of its namespaces and root inside its user namespace, and has one thread. */
 export function enterZygote(plan: JailPlan): void {
   step(plan, "user-namespace", "user-namespace", becomeRootInside);
+  step(plan, "namespace-limits", "namespace", allowNoNamespaces);
   step(plan, "pid-namespace", "namespace", () => sys("prctl", PR.SET_PDEATHSIG, SIG.KILL, 0, 0, 0));
   step(plan, "sealed-code", "mdwe", sealWritableCode);
   step(plan, "empty-root", "empty-root", enterEmptyRoot);
@@ -75,6 +76,22 @@ CAPABILITY_HEADER.bytes.writeUInt32LE(CAPABILITY_VERSION_3, 0);
 function becomeRootInside(): void {
   sys("setresgid", 0, 0, 0);
   sys("setresuid", 0, 0, 0);
+}
+
+/**
+ * Nobody below this user namespace makes another one, nor any namespace but pid ones: each worker needs one of those,
+ * and their count falls only some time after a worker's end, so no exact limit can be set; to make one takes a
+ * capability that no worker has. Where /proc/sys is read-only (containers) nothing happens: the zygote's probe tells.
+ * man 7 namespaces "/proc/sys/user", Linux 4.9
+ */
+export function allowNoNamespaces(): void {
+  for (const kind of ["user", "mnt", "net", "ipc", "uts", "cgroup", "time"]) {
+    try {
+      fs.writeFileSync(`/proc/sys/user/max_${kind}_namespaces`, "0");
+    } catch {
+      // an extra that cannot be had, as said above
+    }
+  }
 }
 
 /**

@@ -18,6 +18,7 @@ export type LayerName =
   | "uts-namespace"
   | "cgroup-namespace"
   | "time-namespace"
+  | "namespace-limits"
   | "empty-root"
   | "other-uid"
   | "capabilities"
@@ -106,6 +107,7 @@ export function planJail(host: HostFacts, request: JailRequest): JailPlan {
 
   for (const name of NAMESPACES) add(`${name}-namespace`, "on", "own, made with the zygote");
   add("time-namespace", host.timeNamespace ? "on" : "absent", host.timeNamespace ? "own" : "needs Linux 5.6");
+  add("namespace-limits", "on", "no further ones, where /proc/sys/user can be written: each zygote tries");
   add("empty-root", "on", "pivot_root to an empty read-only tmpfs");
   add(
     "other-uid",

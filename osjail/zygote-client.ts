@@ -15,7 +15,7 @@ import { JailError, JAIL_ERRORS, type JailErrorCode } from "./errors.js";
 import { launch, type LaunchFrom } from "./launch.js";
 import { KernelError, Memory, sys, trySys } from "./libc.ffi.js";
 import { encodeSetup } from "./setup.js";
-import type { JailPlan } from "./plan.js";
+import type { JailPlan, LayerReport } from "./plan.js";
 import { buryForgottenKeepers, hold, release } from "./thread-end.js";
 import type { Probes, ZygoteEvent } from "./zygote.js";
 import type { Refusal } from "./seccomp.js";
@@ -117,12 +117,21 @@ const SHUT_WR = 1;
 
 const textOf = (error: unknown) => (error instanceof Error ? error.message : String(error));
 
+/** An extra that only trying can tell: whether /proc/sys/user could be written. */
+function asProbed(report: LayerReport, probes: Probes): LayerReport {
+  const refused = probes.userNamespaceAfterLimits === -ERRNO.ENOSPC;
+  if (report.layer !== "namespace-limits" || report.state !== "on" || refused) return report;
+  return { ...report, state: "absent", detail: "/proc/sys/user cannot be written here" };
+}
+
 export class Zygote {
   readonly plan: JailPlan;
   /** Settles when keeper and zygote are gone and their cgroups removed. Never rejects. */
   readonly ended: Promise<void>;
   refusal: Refusal = "trace";
   probes: Probes | undefined;
+  /** What is on, as planned and as the probes found it. */
+  layers: LayerReport[];
   alive = true;
   /** Workers ever forked. */
   forks = 0;
@@ -145,6 +154,7 @@ export class Zygote {
 
   private constructor(plan: JailPlan, { pid, events, commands, diagnostics }: LaunchedKeeper) {
     this.plan = plan;
+    this.layers = plan.layers;
     this.#pid = pid;
     this.#commands = new DescriptorSocket(commands);
     this.#diagnostics = diagnostics;
@@ -274,6 +284,7 @@ export class Zygote {
         if (this.#failure !== undefined) return void this.stop();
         this.refusal = event.refusal;
         this.probes = event.probes;
+        this.layers = this.plan.layers.map((report) => asProbed(report, event.probes));
         try {
           this.#inheritedFilters = filterCount(this.#pid);
         } catch (error) {

@@ -36,12 +36,16 @@ export type ZygoteEvent =
     }
   | { event: "failed"; code: string; message: string };
 
-/** What a probe worker got when it tried the acts that Landlock, MDWE and the filter refuse. -errno, or a signal. */
+/**
+ * What a probe worker got when it tried the acts that Landlock, MDWE, the limits on namespaces and the filter refuse.
+ * -errno, or a signal.
+ */
 export interface Probes {
   openBeforeLandlock: number;
   openAfterLandlock: number;
   executableBeforeMdwe: number;
   executableAfterMdwe: number;
+  userNamespaceAfterLimits: number;
   refusedCallSignal: number;
   refusedCallNr: number;
 }
@@ -116,6 +120,7 @@ class Zygote {
     enterZygote(plan);
     this.#signals = childSignals();
     const after = this.#inChild(() => exitGroup(packActs(tryRefusedActs())));
+    const unshared = this.#inChild(() => exitGroup(Math.min(-trySys("unshare", CLONE.NEWUSER), 255)));
     let refusal: Refusal = "trace";
     this.#kit = { filter: workerFilter(plan, refusal), join: links.join };
     let probe = this.#probeFilter();
@@ -130,6 +135,7 @@ class Zygote {
       openAfterLandlock: acts.open,
       executableBeforeMdwe: before.executable,
       executableAfterMdwe: acts.executable,
+      userNamespaceAfterLimits: unshared === 0 ? 0 : -unshared,
       refusedCallSignal: probe?.signal ?? 0,
       refusedCallNr: probe?.nr ?? -1,
     };

@@ -211,7 +211,7 @@ class JailHull implements Hull {
     readonly options: JailOptions,
   ) {
     zygote.onFree = () => this.onFree?.();
-    this.layers = { hull: "double", engine: options.engine, kernel: zygote.plan.layers };
+    this.layers = { hull: "double", engine: options.engine, kernel: zygote.layers };
   }
   get alive(): boolean {
     return this.zygote.alive;

@@ -33,6 +33,7 @@ export const ALL_LAYERS: readonly LayerName[] = [
   "uts-namespace",
   "cgroup-namespace",
   "time-namespace",
+  "namespace-limits",
   "empty-root",
   "capabilities",
   "no-new-privs",
@@ -91,7 +92,7 @@ export class OwnedHull {
   }
 
   get layers(): Layers {
-    return { hull: "double", engine: "owned", kernel: this.zygote.plan.layers };
+    return { hull: "double", engine: "owned", kernel: this.zygote.layers };
   }
 
   /** A worker that is parked, attested and limited; waits for nothing but the kernel. */

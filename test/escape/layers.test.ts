@@ -3,12 +3,12 @@
  * after the other, and says by which errno the next one holds; its last line leaves out all that hold it, and the
  * attack works: so it was they that held. Errnos by name, "works" for a call that the kernel carried out.
  */
-import { spawn, type ChildProcess } from "node:child_process";
+import { spawn, spawnSync, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
 import net from "node:net";
 import os from "node:os";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { AF, errnoName, SOCK } from "#osjail/abi/linux";
+import { AF, CLONE, errnoName, SOCK } from "#osjail/abi/linux";
 import { Memory, sys } from "#osjail/libc.ffi";
 import type { LayerName } from "#osjail/plan";
 import { asRoot, attack, host, ownedHull, stopOf, valueOf, answerOf, type LabOptions } from "./harness.js";
@@ -64,7 +64,55 @@ const MOUNT =
   'return syscall("mount", memory("none"), memory("/"), memory("tmpfs"), 0x21, memory("size=4k"))';
 const NAME = 'return syscall("sethostname", memory("taken"), 5)';
 
+/** By the kernel's flag. man 2 unshare */
+const unshare = (flag: number) => `return syscall("unshare", ${flag})`;
+/** Containers have /proc/sys read-only; what is found by trying, as an ordinary user may too, is not the jail's word. */
+const limitable =
+  spawnSync("unshare", ["-Ur", "sh", "-c", "echo 0 > /proc/sys/user/max_user_namespaces"]).status === 0;
+
+/** Another namespace of that kind takes a capability; with all of them the limits hold. */
+const namespace = (what: string, flag: number): Asset => ({
+  what: `a further ${what} namespace`,
+  code: unshare(flag),
+  lines: [
+    { without: [FILTER], gives: "EPERM" },
+    { without: [FILTER, "namespace-limits"], gives: "EPERM" },
+    { without: [FILTER, "capabilities"], gives: "ENOSPC", needs: limitable },
+    { without: [FILTER, "capabilities", "namespace-limits"], gives: "works" },
+  ],
+});
+
 const ASSETS: Asset[] = [
+  {
+    what: "a user namespace of its own",
+    code: unshare(CLONE.NEWUSER),
+    lines: [
+      { without: [FILTER], gives: "ENOSPC", needs: limitable },
+      { without: [FILTER, "namespace-limits"], gives: "works" },
+    ],
+  },
+  {
+    what: "a process in a user namespace of its own",
+    code: `const made = syscall("clone", ${CLONE.NEWUSER + 17}, 0, 0, 0, 0); if (made.ret === 0) syscall("exit_group", 0); return made`,
+    lines: [
+      { without: [FILTER, "rlimits", "cgroup"], gives: "ENOSPC", needs: limitable },
+      { without: [FILTER, "rlimits", "cgroup", "namespace-limits"], gives: "works" },
+    ],
+  },
+  namespace("mount", CLONE.NEWNS),
+  namespace("net", CLONE.NEWNET),
+  namespace("ipc", CLONE.NEWIPC),
+  namespace("uts", CLONE.NEWUTS),
+  namespace("cgroup", CLONE.NEWCGROUP),
+  ...(facts.timeNamespace ? [namespace("time", CLONE.NEWTIME)] : []),
+  {
+    what: "a further pid namespace", // each worker is given one, so they are not limited
+    code: unshare(CLONE.NEWPID),
+    lines: [
+      { without: [FILTER], gives: "EPERM" },
+      { without: [FILTER, "capabilities"], gives: "works" },
+    ],
+  },
   {
     what: "a file of the host",
     code: OPEN_FILE,
@@ -324,15 +372,31 @@ describe("memory for page tables, by one read in every 2 MiB of a mapping that m
   });
 });
 
-describe("a user namespace of its own, which only the filter refuses,", () => {
+describe("a user namespace of its own, where neither the filter nor the limits refuse it,", () => {
   it("opens no mount, no file, no socket and no name", async () => {
-    const code = `const made = syscall("unshare", 0x10000000);
-      const spaces = syscall("unshare", 0x20000);
+    const code = `const made = syscall("unshare", ${CLONE.NEWUSER});
+      const spaces = syscall("unshare", ${CLONE.NEWNS});
       return [made, spaces, syscall("mount", memory("none"), memory("/"), memory("tmpfs"), 0x21, memory("size=4k")),
         syscall("openat", -100, memory("/"), 0x10000, 0), syscall("socket", 2, 1, 0), syscall("sethostname", memory("x"), 1),
       ].map(({ errno }) => errno);`;
-    const errnos = valueOf(await attack(await ownedHull({ without: [FILTER] }), code)) as number[];
+    const hull = await ownedHull({ without: [FILTER, "namespace-limits"] });
+    const errnos = valueOf(await attack(hull, code)) as number[];
+    expect(errnos[0]).toBe(0);
     expect(errnos.slice(2).map(errnoName)).toEqual(["EPERM", "EMFILE", "EMFILE", "EPERM"]);
+  });
+});
+
+describe("what the filter alone refuses", () => {
+  const HELD_BY_IT_ALONE: [what: string, code: string, exists: boolean][] = [
+    ["a segment in the processor's descriptor table", 'return syscall("modify_ldt", 0, memory(64), 64)', facts.arch === "x86_64"], // prettier-ignore
+    ["a key of its own", 'return syscall("add_key", memory("user"), memory("k"), memory("v"), 1, -2)', true],
+  ];
+  it.for(HELD_BY_IT_ALONE)("is %s", async ([, code, exists], { skip }) => {
+    if (!exists) skip("another machine");
+    expect(stopOf(await attack(await ownedHull(), code))).toMatchObject({ reason: "syscall" });
+    const answer = await tries(code, { without: [FILTER] });
+    if (answer === "ENOSYS") skip("this kernel has no such call");
+    expect(answer).toBe("works");
   });
 });
 

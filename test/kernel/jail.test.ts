@@ -6,6 +6,7 @@ import { spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
 import fs from "node:fs";
 import { afterEach, describe, expect, it } from "vitest";
+import { ERRNO } from "#osjail/abi/linux";
 import { attest, filterCount } from "#osjail/attest";
 import { JailError } from "#osjail/errors";
 import type { JailPlan, LayerName } from "#osjail/plan";
@@ -315,6 +316,8 @@ describe("the zygote's probes", () => {
       executableBeforeMdwe: 0,
       executableAfterMdwe: facts.mdwe ? -13 : 0,
     });
+    const limits = zygote.layers.find(({ layer }) => layer === "namespace-limits")?.state;
+    expect(limits).toBe(zygote.probes?.userNamespaceAfterLimits === -ERRNO.ENOSPC ? "on" : "absent");
     if (zygote.refusal === "trace") {
       expect(zygote.probes).toMatchObject({ refusedCallSignal: 9, refusedCallNr: syscallNumber("getppid") });
     } else {
@@ -324,6 +327,7 @@ describe("the zygote's probes", () => {
 
   it("show each layer that is left out as left out", async () => {
     expect(await probesWithout("landlock")).toMatchObject({ openAfterLandlock: 0 });
+    expect(await probesWithout("namespace-limits")).toMatchObject({ userNamespaceAfterLimits: 0 });
     expect(await probesWithout("mdwe")).toMatchObject({ executableAfterMdwe: 0 });
     expect(await probesWithout("seccomp")).toMatchObject({ refusedCallSignal: 0, refusedCallNr: -1 });
   });
