@@ -5,7 +5,7 @@
  * because what locks a process down must not lock the doctor.
  */
 import fs from "node:fs";
-import { CAPABILITY_VERSION_3, CLONE, CLONE_ARGS, ERRNO, MAP, O, PR, PROT, PTRACE, RLIMIT, SIG, WAIT, errnoName, exited, stopSignal, termSignal } from "./abi/linux.js"; // prettier-ignore
+import { CAPABILITY_VERSION_3, CLONE, CLONE_ARGS, ERRNO, KEYCTL, KEY_SPEC, MAP, O, PR, PROT, PTRACE, RLIMIT, SIG, WAIT, errnoName, exited, stopSignal, termSignal } from "./abi/linux.js"; // prettier-ignore
 import { detectCgroups, REAL_FILES } from "./cgroup.js";
 import { CgroupTree } from "./cgroup-tree.js";
 import { allowNoNamespaces, enterEmptyRoot, FilterProgram, installFilter } from "./enter.js";
@@ -158,6 +158,13 @@ function namespaces(): void {
     limited,
     "a further user namespace was refused after the limit, and made before it",
   );
+  const session = () => sys("keyctl", KEYCTL.GET_KEYRING_ID, KEY_SPEC.SESSION_KEYRING, 0, 0, 0);
+  const rekeyed = inChild(CLONE.NEWUSER, () => {
+    const before = session();
+    sys("keyctl", KEYCTL.JOIN_SESSION_KEYRING, 0, 0, 0, 0);
+    return session() !== before;
+  });
+  tell("session-keyring", rekeyed, "an own one, instead of the caller's");
   const emptied = inChild(CLONE.NEWUSER + CLONE.NEWNS, () => {
     const before = fs.readdirSync("/").length;
     becomeRoot();

@@ -241,6 +241,10 @@ const TRIED: Readonly<Record<string, { floor: boolean; fix: string }>> = {
     floor: false,
     fix: "/proc/sys is read-only, as containers have it: the filter alone refuses further user namespaces.",
   },
+  "session-keyring": {
+    floor: false,
+    fix: "Where keyctl is refused to all, as in most containers, or the kernel has no CONFIG_KEYS, nothing is lost.",
+  },
   "empty-root": { floor: true, fix: JAIL_ERRORS["empty-root"] },
   capabilities: { floor: true, fix: JAIL_ERRORS.capabilities },
   "no-new-privs": { floor: true, fix: JAIL_ERRORS.seccomp },

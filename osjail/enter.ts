@@ -5,7 +5,7 @@
  * THREATS: ids before capabilities, capabilities before no return, Landlock after the mounts that it would refuse.
  */
 import fs from "node:fs";
-import { CAP, CAPABILITY_VERSION_3, CLOSE_RANGE, MNT_DETACH, MS, PR, PROT, RLIMIT, SECCOMP, SECUREBITS, SIG, SIGACTION_SIZE, SIG_DFL } from "./abi/linux.js"; // prettier-ignore
+import { CAP, CAPABILITY_VERSION_3, CLOSE_RANGE, KEYCTL, MNT_DETACH, MS, PR, PROT, RLIMIT, SECCOMP, SECUREBITS, SIG, SIGACTION_SIZE, SIG_DFL } from "./abi/linux.js"; // prettier-ignore
 import { compile, PROFILES, WORKER_SOCKET_FD, type Refusal } from "./seccomp.js";
 import { encode, type Instruction } from "./bpf.js";
 import { JailError, type JailErrorCode } from "./errors.js";
@@ -29,6 +29,12 @@ function step(plan: JailPlan, layer: LayerName, code: JailErrorCode, run: () => 
 export function enterZygote(plan: JailPlan): void {
   step(plan, "user-namespace", "user-namespace", becomeRootInside);
   step(plan, "namespace-limits", "namespace", allowNoNamespaces);
+  step(
+    plan,
+    "session-keyring",
+    "keyring",
+    () => plan.keyrings && sys("keyctl", KEYCTL.JOIN_SESSION_KEYRING, 0, 0, 0, 0),
+  );
   step(plan, "pid-namespace", "namespace", () => sys("prctl", PR.SET_PDEATHSIG, SIG.KILL, 0, 0, 0));
   step(plan, "sealed-code", "mdwe", sealWritableCode);
   step(plan, "empty-root", "empty-root", enterEmptyRoot);

@@ -21,6 +21,8 @@ export const JAIL_ERRORS = {
     "Dropping capabilities failed, which no supported kernel does: please report this with doctor's output.",
   mdwe: "PR_SET_MDWE was refused though the kernel offers it: report this with doctor's output.",
   cgroup: "Run as root, or in a delegated scope: systemd-run --user --scope -p Delegate=yes COMMAND.",
+  keyring:
+    "A session keyring was refused though the kernel has keyrings: check the quota in /proc/key-users (kernel.keys.maxkeys).",
   "core-scheduling":
     "Core scheduling needs CONFIG_SCHED_CORE and SMT. Leave `coreScheduling` out where it is absent.",
   speculation: "The CPU or kernel refuses a speculation control. Leave `speculation` out where it is absent.",

@@ -1,7 +1,7 @@
 /** What this host offers to a jail, found out by asking the kernel; a few system calls, no process started. */
 import fs from "node:fs";
 import os from "node:os";
-import { PR } from "./abi/linux.js";
+import { ERRNO, KEY_SPEC, KEYCTL, PR } from "./abi/linux.js";
 import { detectCgroups, REAL_FILES } from "./cgroup.js";
 import { landlockAbi } from "./landlock.js";
 import { hostArch, trySys } from "./libc.ffi.js";
@@ -32,6 +32,7 @@ export function readHost(env: Readonly<Record<string, string | undefined>>): Hos
       landlockAbi: 0,
       mdwe: false,
       timeNamespace: false,
+      keyrings: false,
       cgroups,
     };
     return { facts, systemdScope: false, scopeEnv: {} };
@@ -49,6 +50,7 @@ export function readHost(env: Readonly<Record<string, string | undefined>>): Hos
       maySeeUndumpable: maySeeUndumpable(),
       landlockAbi: landlockAbi(),
       mdwe: trySys("prctl", PR.GET_MDWE, 0, 0, 0, 0) >= 0,
+      keyrings: keyrings(),
       timeNamespace: fs.existsSync("/proc/self/ns/time"),
       cgroups:
         scope === undefined
@@ -84,6 +86,12 @@ function userScope(
 function spareIds(): boolean {
   const lines = fs.readFileSync("/proc/self/uid_map", "latin1").trim().split("\n");
   return lines.reduce((sum, line) => sum + Number(line.trim().split(/\s+/)[2] ?? 0), 0) > 2;
+}
+
+/** Whether keyctl(2) answers; a session without a keyring (ENOKEY) is an answer too. */
+function keyrings(): boolean {
+  const ret = trySys("keyctl", KEYCTL.GET_KEYRING_ID, KEY_SPEC.SESSION_KEYRING, 0, 0, 0);
+  return ret !== -ERRNO.ENOSYS && ret !== -ERRNO.EPERM;
 }
 
 /** Whether this process may look at undumpable ones: CAP_SYS_PTRACE, bit 19 of CapEff. man 7 capabilities */

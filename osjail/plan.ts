@@ -19,6 +19,7 @@ export type LayerName =
   | "cgroup-namespace"
   | "time-namespace"
   | "namespace-limits"
+  | "session-keyring"
   | "empty-root"
   | "other-uid"
   | "capabilities"
@@ -54,6 +55,8 @@ export interface HostFacts {
   landlockAbi: number;
   mdwe: boolean;
   timeNamespace: boolean;
+  /** keyctl(2) answers: not so in most containers, nor in a kernel without CONFIG_KEYS. */
+  keyrings: boolean;
   cgroups: CgroupSupport;
 }
 
@@ -78,6 +81,7 @@ export interface JailPlan {
   landlock: LandlockRules;
   mdwe: boolean;
   timeNamespace: boolean;
+  keyrings: boolean;
   dumpable: boolean;
   cgroup: { slots: number; maxMemoryBytes: number } | undefined;
   slots: number;
@@ -108,6 +112,11 @@ export function planJail(host: HostFacts, request: JailRequest): JailPlan {
   for (const name of NAMESPACES) add(`${name}-namespace`, "on", "own, made with the zygote");
   add("time-namespace", host.timeNamespace ? "on" : "absent", host.timeNamespace ? "own" : "needs Linux 5.6");
   add("namespace-limits", "on", "no further ones, where /proc/sys/user can be written: each zygote tries");
+  add(
+    "session-keyring",
+    host.keyrings ? "on" : "absent",
+    host.keyrings ? "an own and empty one; the caller's keys stay behind" : "keyctl is refused here to all",
+  );
   add("empty-root", "on", "pivot_root to an empty read-only tmpfs");
   add(
     "other-uid",
@@ -145,6 +154,7 @@ export function planJail(host: HostFacts, request: JailRequest): JailPlan {
     landlock,
     mdwe: host.mdwe,
     timeNamespace: host.timeNamespace,
+    keyrings: host.keyrings,
     dumpable: !host.maySeeUndumpable,
     cgroup:
       host.cgroups.available && !without.has("cgroup")

@@ -670,6 +670,10 @@ export const OPEN_HOW = { flags: 0, mode: 8, resolve: 16, size: 24 } as const;
 export const F = { DUPFD: 0, GETFD: 1, SETFD: 2, GETFL: 3, SETFL: 4, DUPFD_CLOEXEC: 1030 } as const;
 export const FD_CLOEXEC = 1;
 
+/** Operations of keyctl(2), and the ids of special keyrings. linux/keyctl.h */
+export const KEYCTL = { GET_KEYRING_ID: 0, JOIN_SESSION_KEYRING: 1, READ: 11, INVALIDATE: 21 } as const;
+export const KEY_SPEC = { PROCESS_KEYRING: -2, SESSION_KEYRING: -3 } as const;
+
 /** Operations of flock(2). asm-generic/fcntl.h */
 export const LOCK = { SH: 1, EX: 2, NB: 4, UN: 8 } as const;
 

@@ -34,6 +34,7 @@ export const ALL_LAYERS: readonly LayerName[] = [
   "cgroup-namespace",
   "time-namespace",
   "namespace-limits",
+  "session-keyring",
   "empty-root",
   "capabilities",
   "no-new-privs",

@@ -8,8 +8,8 @@ import { once } from "node:events";
 import net from "node:net";
 import os from "node:os";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { AF, CLONE, errnoName, SOCK } from "#osjail/abi/linux";
-import { Memory, sys } from "#osjail/libc.ffi";
+import { AF, CLONE, errnoName, KEY_SPEC, KEYCTL, SOCK } from "#osjail/abi/linux";
+import { Memory, sys, trySys } from "#osjail/libc.ffi";
 import type { LayerName } from "#osjail/plan";
 import { asRoot, attack, host, ownedHull, stopOf, valueOf, answerOf, type LabOptions } from "./harness.js";
 
@@ -244,6 +244,14 @@ const ASSETS: Asset[] = [
     ],
   },
   {
+    what: "a key of the supervisor's session",
+    code: 'return syscall("keyctl", 11, input.key, memory(16), 16, 0)',
+    lines: [
+      { without: [FILTER], gives: "EACCES", needs: facts.keyrings },
+      { without: [FILTER, "session-keyring"], gives: "works", needs: facts.keyrings },
+    ],
+  },
+  {
     what: "the host's name",
     code: NAME,
     lines: [
@@ -257,22 +265,31 @@ const ASSETS: Asset[] = [
 let bystander: ChildProcess;
 let tcp: net.Server;
 let abstract: number;
-let input: { pid: number | undefined; port: number; name: string };
+let input: { pid: number | undefined; port: number; name: string; key: number };
 beforeAll(async () => {
   bystander = spawn("sleep", ["600"], { stdio: "ignore" });
   tcp = net.createServer((socket) => socket.on("error", () => {}).end()).listen(0, "127.0.0.1");
   const name = `doublehull-test-${process.pid}`;
   abstract = listenAbstract(name);
   await Promise.all([once(bystander, "spawn"), once(tcp, "listening")]);
-  input = { pid: bystander.pid, port: (tcp.address() as net.AddressInfo).port, name };
+  input = { pid: bystander.pid, port: (tcp.address() as net.AddressInfo).port, name, key: addKey(name) };
 });
 afterAll(async () => {
   const ended = once(bystander, "exit");
   bystander.kill("SIGKILL");
   tcp.close();
+  trySys("keyctl", KEYCTL.INVALIDATE, input.key, 0, 0, 0);
   sys("close", abstract);
   await ended;
 });
+
+/** A key that only this session has, not its user; -1 where there are no keys. man 2 add_key */
+function addKey(name: string): number {
+  const secret = new Memory("secret");
+  return facts.keyrings
+    ? sys("add_key", new Memory("user"), new Memory(name), secret, 6, KEY_SPEC.SESSION_KEYRING)
+    : -1;
+}
 
 /** Node's versions differ in how long an abstract name is, so this one is bound by hand. man 7 unix */
 function listenAbstract(name: string): number {

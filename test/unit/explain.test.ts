@@ -16,6 +16,7 @@ const host: HostFacts = {
   landlockAbi: 4,
   mdwe: false,
   timeNamespace: true,
+  keyrings: true,
   cgroups: { available: false, reason: "nothing is delegated", remedy: "delegate" },
 };
 const plan = planJail(host, {

@@ -16,6 +16,7 @@ const ROOT: HostFacts = {
   landlockAbi: 7,
   mdwe: true,
   timeNamespace: true,
+  keyrings: true,
   cgroups: {
     available: true,
     version: "v2",
