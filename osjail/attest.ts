@@ -3,6 +3,8 @@
  * kernel's. Landlock and MDWE do not show there; the zygote's probe attempted those acts. man 5 proc_pid_status
  */
 import fs from "node:fs";
+import { parseOwnCgroups } from "./cgroup.js";
+import type { SlotPaths } from "./cgroup-slot.js";
 import { JailError } from "./errors.js";
 import type { JailPlan } from "./plan.js";
 import { WORKER_SOCKET_FD } from "./seccomp.js";
@@ -31,10 +33,17 @@ let ownSpaces: Readonly<Record<string, string>> | undefined;
 const space = (pid: number | "self", name: string): string => fs.readlinkSync(`/proc/${pid}/ns/${name}`);
 
 /**
- * Reads the worker's status, namespaces, descriptors and (when asked: once per zygote, forks being alike) its memory
- * map. Throws JailError("attestation") naming the first difference; the caller then kills the worker.
+ * Reads the worker's status, namespaces, descriptors, cgroups (`slot` is where it was put, wherever the plan has
+ * cgroups) and, when asked (once per zygote, forks being alike), its memory map. Throws JailError("attestation") naming
+ * the first difference; the caller then kills the worker.
  */
-export function attest(pid: number, plan: JailPlan, inherited: number, withMaps: boolean): Attested {
+export function attest(
+  pid: number,
+  plan: JailPlan,
+  inherited: number,
+  withMaps: boolean,
+  slot: SlotPaths | undefined,
+): Attested {
   const on = (layer: JailPlan["without"][number]) => !plan.without.includes(layer);
   const differs = (what: string): never => {
     throw new JailError("attestation", `worker ${pid}: ${what}`);
@@ -67,6 +76,10 @@ export function attest(pid: number, plan: JailPlan, inherited: number, withMaps:
   const fds = fs.readdirSync(`/proc/${pid}/fd`);
   if (fds.length !== 1 || fds[0] !== String(WORKER_SOCKET_FD))
     differs(`its open descriptors are ${fds.join(", ")}`);
+  if (plan.cgroup !== undefined && on("cgroup")) {
+    const wrong = outsideOf(slot, fs.readFileSync(`/proc/${pid}/cgroup`, "utf8"));
+    if (wrong !== undefined) differs(wrong);
+  }
   if (withMaps && on("sealed-code")) {
     for (const line of fs.readFileSync(`/proc/${pid}/maps`, "latin1").split("\n")) {
       if (/^[0-9a-f]+-[0-9a-f]+ .wx/.test(line)) differs("a page is writable and executable");
@@ -74,6 +87,27 @@ export function attest(pid: number, plan: JailPlan, inherited: number, withMaps:
   }
   const kib = (name: string) => Number.parseInt(field(name), 10) * 1024;
   return { vmDataBytes: kib("VmData"), vmSizeBytes: kib("VmSize"), vmPeakRssBytes: kib("VmHWM"), filters };
+}
+
+/**
+ * What is wrong with the cgroups of a process, as /proc/PID/cgroup tells them, if it is to be in the slot; undefined
+ * where nothing is. The paths there begin at the reader's cgroup namespace and the slot's at a mount point, so their
+ * ends are compared: the tree's name, of which there is one at a time, and the slot's. man 7 cgroups
+ */
+export function outsideOf(slot: SlotPaths | undefined, text: string): string | undefined {
+  if (slot === undefined) return "it was given no cgroup";
+  const now = parseOwnCgroups(text);
+  for (const controller of ["memory", "pids", "cpu"] as const) {
+    const dir = slot[controller];
+    if (dir === undefined) continue;
+    const line = now.find(({ controllers }) =>
+      slot.version === "v2" ? controllers.length === 0 : controllers.includes(controller),
+    );
+    const leaf = dir.split("/").slice(-2).join("/");
+    if (line?.path.endsWith(`/${leaf}`) !== true)
+      return `its ${controller} cgroup is ${line?.path ?? "none"}, not ${leaf}`;
+  }
+  return undefined;
 }
 
 /** How many filters a process has: the zygote's count, that every worker must exceed by one. */

@@ -151,7 +151,7 @@ function parseMounts(text: string): Mount[] {
 }
 
 /** man 7 cgroups, /proc/[pid]/cgroup: `id:controllers:path`; the controllers are empty for v2. Paths may hold colons. */
-function parseOwnCgroups(text: string): { controllers: string[]; path: string }[] {
+export function parseOwnCgroups(text: string): { controllers: string[]; path: string }[] {
   return [...text.matchAll(/^\d+:([^:]*):(\/.*)$/gm)].map(([, controllers, path]) => ({
     controllers: (controllers ?? "").split(",").filter((c) => c !== ""),
     path: path ?? "/",

@@ -233,7 +233,8 @@ export class Zygote {
 
   /** Checks a parked worker from outside, arms its limits, and says what it measured. Throws JailError. */
   attest(worker: JailedWorker, limits: WorkerLimits): Attested {
-    const seen = attest(worker.pid, this.plan, this.#inheritedFilters, !this.#mapsAttested);
+    const slot = worker.cgroup?.paths;
+    const seen = attest(worker.pid, this.plan, this.#inheritedFilters, !this.#mapsAttested, slot);
     this.#mapsAttested = true;
     worker.attested = true;
     worker.arm(seen, limits);

@@ -5,9 +5,11 @@
 import { spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
 import fs from "node:fs";
+import path from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
 import { ERRNO } from "#osjail/abi/linux";
 import { attest, filterCount } from "#osjail/attest";
+import type { SlotPaths } from "#osjail/cgroup-slot";
 import { JailError } from "#osjail/errors";
 import type { JailPlan, LayerName } from "#osjail/plan";
 import { syscallNumber } from "#osjail/libc.ffi";
@@ -26,6 +28,7 @@ import {
 } from "../escape/harness.js";
 
 const { facts } = host;
+const LIMITS = { dataBytes: 1 << 26, cgroupBytes: 1 << 26, cpuSeconds: 5 };
 
 const children: ChildProcess[] = [];
 const parked: Victim[] = [];
@@ -61,9 +64,17 @@ async function parkedWorker(
 }
 
 /** What the attestation says of a process, under the plan of a jail that lacks these layers only. */
-function difference(pid: number, plan: JailPlan, off: readonly LayerName[], inherited: number): string {
+function difference(
+  pid: number,
+  plan: JailPlan,
+  off: readonly LayerName[],
+  inherited: number,
+  slot?: SlotPaths,
+): string {
+  // Where no slot is named, the cgroup is not what the test is about.
+  const without: LayerName[] = slot === undefined ? [...off, "cgroup"] : [...off];
   try {
-    attest(pid, { ...plan, without: off }, inherited, true);
+    attest(pid, { ...plan, without }, inherited, true, slot);
     return "none";
   } catch (error) {
     if (!(error instanceof JailError)) throw error;
@@ -266,6 +277,36 @@ describe("the attestation", () => {
     );
   });
 
+  it("sees a worker that is in another cgroup than its own, in any hierarchy, or in none of ours", async ({
+    skip,
+  }) => {
+    if (!facts.cgroups.available) skip(facts.cgroups.reason);
+    const [one, two] = [await parkedWorker(), await parkedWorker()];
+    const { plan, pid: keeper } = one.hull.zygote;
+    const inherited = filterCount(keeper);
+    const [mine, other] = [one, two].map(({ worker }) => worker.cgroup?.paths) as [SlotPaths, SlotPaths];
+    const said = (slot: SlotPaths) => difference(one.worker.pid, plan, [], inherited, slot);
+    expect(said(mine)).toBe("none");
+    expect(said(other)).toMatch(/its memory cgroup is .*slot-\d+, not doublehull-/);
+    expect(() => attest(one.worker.pid, plan, inherited, true, undefined)).toThrow("it was given no cgroup");
+
+    if (!asRoot) return; // moving a process takes the right to write both cgroups
+    const move = (to: string) => fs.writeFileSync(`${to}/cgroup.procs`, String(one.worker.pid));
+    for (const controller of ["pids", "memory", "cpu"] as const) {
+      const [here, there] = [mine[controller], other[controller]];
+      if (here === undefined || there === undefined) continue;
+      for (const wrong of [path.dirname(path.dirname(here)), there]) {
+        if (mine.version === "v2" && wrong !== there) continue; // no process beside the slots' tree. v2.rst
+        // A slot has room for one process; moving is not forking, so the limit does not hinder it. pids.rst
+        move(wrong);
+        expect(said(mine), wrong).toMatch(new RegExp(`its ${mine.version === "v2" ? "memory" : controller} cgroup is `)); // prettier-ignore
+        expect(() => one.hull.zygote.attest(one.worker, LIMITS)).toThrow(JailError);
+      }
+      move(here);
+      expect(said(mine)).toBe("none");
+    }
+  });
+
   it("sees a worker that has a filter too many, or was counted wrong", async () => {
     const { worker, hull } = await parkedWorker();
     expect(difference(worker.pid, hull.zygote.plan, [], filterCount(hull.zygote.pid) + 1)).toMatch(
@@ -280,7 +321,7 @@ describe("the attestation", () => {
     const ended = once(child, "exit");
     child.kill("SIGKILL");
     await ended;
-    expect(() => attest(pid, plan, 0, true)).toThrow(/ENOENT|ESRCH/);
+    expect(() => attest(pid, plan, 0, true, undefined)).toThrow(/ENOENT|ESRCH/);
   });
 });
 

@@ -2,6 +2,7 @@ import * as fs from "node:fs";
 import * as os from "node:os";
 import * as path from "node:path";
 import { describe, expect, it } from "vitest";
+import { outsideOf } from "#osjail/attest";
 import {
   CGROUP_ERRORS,
   CgroupError,
@@ -342,6 +343,46 @@ describe("owner names", () => {
       "../doublehull-1-1-1",
     );
     for (const name of others) expect(parseOwnerName(name)).toBeUndefined();
+  });
+});
+
+describe("the place of a process, as /proc/PID/cgroup tells it,", () => {
+  const tree = "doublehull-31-4242-7";
+  const v2 = { version: "v2", memory: `${CG}/a/${tree}/slot-2`, pids: `${CG}/a/${tree}/slot-2` } as const;
+  const v1 = (cpu?: string) =>
+    ({
+      version: "v1",
+      memory: `${CG}/memory/m/${tree}/slot-2`,
+      pids: `${CG}/pids/${tree}/slot-2`,
+      ...(cpu !== undefined && { cpu }),
+    }) as const;
+  const lines = (memory: string, pids: string, cpu: string) =>
+    `4:memory:${memory}\n3:cpu,cpuacct:${cpu}\n2:pids:${pids}\n0::/\n`;
+  const slot = `/${tree}/slot-2`;
+
+  it("is right where the ends agree, whatever the namespace or the mount shows above", () => {
+    for (const above of ["", "/a", "/..", "/../../x:y"])
+      expect(outsideOf(v2, `0::${above}${slot}\n`)).toBeUndefined();
+    expect(outsideOf(v1(), lines(`/m${slot}`, slot, "/"))).toBeUndefined();
+    expect(outsideOf(v1(`${CG}/cpu${slot}`), lines(`/m${slot}`, slot, slot))).toBeUndefined();
+  });
+
+  it.each([
+    ["another slot", v2, `0::/a/${tree}/slot-21\n`, /memory cgroup is \/a\/doublehull.*slot-21, not/],
+    ["another keeper's", v2, "0::/a/doublehull-3-4242-7/slot-2\n", /not doublehull-31/],
+    ["a removed one", v2, `0::/a${slot} (deleted)\n`, /\(deleted\)/],
+    ["one below", v2, `0::/a${slot}/x\n`, /slot-2\/x, not/],
+    ["one whose name merely ends alike", v2, `0::/x${slot.slice(1)}\n`, /not doublehull-31/],
+    ["none at all", v2, "", /is none, not/],
+    ["v1 where v2 was meant", v2, lines(slot, slot, slot), /is \/, not/],
+    ["the parent in one hierarchy of v1", v1(), lines(slot, "/", "/"), /pids cgroup is \/, not/],
+    ["the parent in the third", v1(`${CG}/cpu${slot}`), lines(slot, slot, "/"), /cpu cgroup is \/, not/],
+  ] as const)("is wrong in %s", (_what, paths, text, said) => {
+    expect(outsideOf(paths, text)).toMatch(said);
+  });
+
+  it("is wrong where no slot was given", () => {
+    expect(outsideOf(undefined, `0::${slot}\n`)).toBe("it was given no cgroup");
   });
 });
 
