@@ -32,6 +32,8 @@ export const JAIL_ERRORS = {
     "A worker did not look locked down from outside and was killed. Run `doublehull doctor`; report the difference that the message names.",
   "stack-limit":
     "Raise the limit on the stack before starting: ulimit -s 8192 (or LimitSTACK=8M in a systemd unit).",
+  "worker-start":
+    "Raise the limits on open files and processes (ulimit -n, ulimit -u), or lower maxConcurrent and parked.",
   "zygote-lost": "The zygote ended unexpectedly; it is started anew. If it repeats, run `doublehull doctor`.",
   "zygote-start": "The zygote could not be started. Run `doublehull doctor`.",
 } as const;

@@ -4,7 +4,7 @@
  */
 import type { ChildProcess } from "node:child_process";
 import { spawn } from "node:child_process";
-import type { Duplex } from "node:stream";
+import { Duplex } from "node:stream";
 import { fileURLToPath } from "node:url";
 import { WorkerConnection, type ConnectionLimits } from "../hostapi/wire.js";
 import { JailError } from "../osjail/errors.js";
@@ -274,7 +274,10 @@ function awaitParked(
   const connection = new WorkerConnection(connectionLimits(limits));
   return new Promise((resolve, reject) => {
     const { socket } = worker;
+    let settled = false;
     const failed = (why: string) => {
+      if (settled) return;
+      settled = true;
       worker.kill();
       socket.destroy();
       // Its exit comes first: a hull that ends for the same reason is then known to have ended.
@@ -283,14 +286,17 @@ function awaitParked(
     const onClose = () => failed("a worker ended before it was parked");
     socket.once("close", onClose);
     socket.on("error", () => {}); // the close that follows is heard
+    void worker.exited.then(onClose); // a process that never was has a socket that never closes
     socket.once("data", (chunk: Buffer) => {
       socket.off("close", onClose);
+      if (settled) return;
       try {
         connection.feed(chunk);
         if (connection.state !== "parked") throw new Error("not parked");
       } catch (error) {
         return failed(`a worker said something else than parked: ${String(error)}`);
       }
+      settled = true;
       resolve(make(connection));
     });
   });
@@ -321,14 +327,26 @@ class LocalHull implements Hull {
   }
   fork(): Promise<ParkedWorker> | undefined {
     if (this.free <= 0) return undefined;
-    this.forks++;
-    this.#living++;
     const setup = JSON.stringify({ engine: this.options.engine, memoryMb: this.options.limits.memoryMb });
-    const child = spawn(process.execPath, [...nodeFlags("fast-start"), localMain, setup], {
-      env: { TZ: "UTC" },
-      stdio: ["ignore", "ignore", "ignore", "pipe"],
-    });
+    const notStarted = (error: Error) =>
+      new JailError("worker-start", `a worker could not be started: ${error.message}`, { cause: error });
+    let child: ChildProcess;
+    try {
+      child = spawn(process.execPath, [...nodeFlags("fast-start"), localMain, setup], {
+        env: { TZ: "UTC" },
+        stdio: ["ignore", "ignore", "ignore", "pipe"],
+      });
+    } catch (error) {
+      throw notStarted(error instanceof Error ? error : new Error(String(error)));
+    }
+    this.forks++;
+    const failed = new Promise<never>((_, reject) =>
+      child.once("error", (error) => reject(notStarted(error))),
+    );
+    // Out of descriptors, spawn gives a child that has nothing but the error that is to come.
+    if (!hasSocket(child)) return failed;
     const worker = new LocalWorker(child);
+    this.#living++;
     this.#children.add(worker);
     void worker.exited.then(() => {
       this.#living--;
@@ -336,10 +354,11 @@ class LocalHull implements Hull {
       if (this.alive) this.onFree?.();
       if (!this.alive && this.#living === 0) this.#end();
     });
-    return awaitParked(worker, this.options.limits, (connection) => {
+    const parked = awaitParked(worker, this.options.limits, (connection) => {
       const arch = process.arch === "arm64" ? "aarch64" : "x86_64";
       return new ParkedWorker(worker, connection, arch, this.options.limits, undefined, () => !this.alive);
     });
+    return Promise.race([failed, parked]);
   }
   async stop(): Promise<void> {
     this.alive = false;
@@ -352,11 +371,18 @@ class LocalHull implements Hull {
   }
 }
 
+type ChildWithSocket = ChildProcess & { stdio: { 3: WorkerProcess["socket"] } };
+
+function hasSocket(child: ChildProcess): child is ChildWithSocket {
+  const stdio: ChildProcess["stdio"] | undefined = child.stdio; // Node's types know of no failure
+  return stdio?.[3] instanceof Duplex;
+}
+
 class LocalWorker implements WorkerProcess {
   readonly socket: WorkerProcess["socket"];
   readonly exited: Promise<WorkerExit>;
-  constructor(readonly child: ChildProcess) {
-    this.socket = child.stdio[3] as unknown as WorkerProcess["socket"];
+  constructor(readonly child: ChildWithSocket) {
+    this.socket = child.stdio[3];
     child.unref();
     this.socket.unref();
     this.exited = new Promise((resolve) => {
