@@ -8,7 +8,8 @@ import fs from "node:fs";
 import { CAPABILITY_VERSION_3, CLONE, CLONE_ARGS, ERRNO, KEYCTL, KEY_SPEC, MAP, O, PR, PROT, PTRACE, RLIMIT, SIG, WAIT, errnoName, exited, stopSignal, termSignal } from "./abi/linux.js"; // prettier-ignore
 import { detectCgroups, REAL_FILES } from "./cgroup.js";
 import { CgroupTree } from "./cgroup-tree.js";
-import { allowNoNamespaces, enterEmptyRoot, FilterProgram, installFilter } from "./enter.js";
+import { allowNoNamespaces, enterEmptyRoot } from "./enter.js";
+import { FilterProgram, installFilter } from "./filter.js";
 import { landlockAbi, landlockRules, restrictSelf } from "./landlock.js";
 import { hostArch, KernelError, Memory, sys, syscallNumber, trySys } from "./libc.ffi.js";
 import type { LayerName } from "./plan.js";
@@ -269,7 +270,7 @@ function heldChild(first: () => void, look: (pid: number) => boolean): Ending {
 }
 
 function filterFor(refusal: Refusal): FilterProgram {
-  return new FilterProgram(compile(PROFILES.quickjs, { arch: hostArch(), refusal }), refusal);
+  return new FilterProgram(compile(PROFILES.quickjs, { arch: hostArch(), refusal }));
 }
 
 /** The act: a call that is not on the list, before the filter as a control and after it. */

@@ -5,13 +5,13 @@
  * THREATS: ids before capabilities, capabilities before no return, Landlock after the mounts that it would refuse.
  */
 import fs from "node:fs";
-import { CAP, CAPABILITY_VERSION_3, CLOSE_RANGE, KEYCTL, MNT_DETACH, MS, PR, PROT, RLIMIT, SECCOMP, SECUREBITS, SIG, SIGACTION_SIZE, SIG_DFL } from "./abi/linux.js"; // prettier-ignore
-import { compile, PROFILES, WORKER_SOCKET_FD, type Refusal } from "./seccomp.js";
-import { encode, type Instruction } from "./bpf.js";
+import { CAP, CAPABILITY_VERSION_3, CLOSE_RANGE, KEYCTL, MNT_DETACH, MS, PR, PROT, RLIMIT, SECUREBITS, SIG, SIGACTION_SIZE, SIG_DFL } from "./abi/linux.js"; // prettier-ignore
 import { JailError, type JailErrorCode } from "./errors.js";
+import { installFilter, type FilterProgram } from "./filter.js";
 import { restrictSelf } from "./landlock.js";
 import { KernelError, Memory, sys, trySys } from "./libc.ffi.js";
 import type { JailPlan, LayerName } from "./plan.js";
+import { WORKER_SOCKET_FD } from "./seccomp.js";
 
 /** Runs one step unless the lab left its layer out; a kernel's refusal becomes an error that names the layer. */
 function step(plan: JailPlan, layer: LayerName, code: JailErrorCode, run: () => void): void {
@@ -208,28 +208,4 @@ function keepOnly(socket: number): void {
   if (socket !== WORKER_SOCKET_FD) sys("dup3", socket, WORKER_SOCKET_FD, 0);
   sys("close_range", 0, WORKER_SOCKET_FD - 1, 0);
   sys("close_range", WORKER_SOCKET_FD + 1, CLOSE_RANGE.LAST, 0);
-}
-
-/** A filter in memory whose address the kernel can be told. */
-export class FilterProgram {
-  readonly #instructions: Memory;
-  readonly program = new Memory(SECCOMP.FPROG_SIZE);
-  constructor(
-    instructions: readonly Instruction[],
-    readonly refusal: Refusal,
-  ) {
-    this.#instructions = new Memory(encode(instructions));
-    this.program.bytes.writeUInt16LE(instructions.length, 0);
-    this.program.bytes.writeBigUInt64LE(BigInt(this.#instructions.address), SECCOMP.FPROG_FILTER_AT);
-  }
-}
-
-export function workerFilter(plan: JailPlan, refusal: Refusal): FilterProgram {
-  return new FilterProgram(compile(PROFILES[plan.profile], { arch: plan.arch, refusal }), refusal);
-}
-
-/** TSYNC though there is one thread: a positive answer names a thread that could not follow, and is a failure. */
-export function installFilter(filter: FilterProgram): void {
-  const ret = sys("seccomp", SECCOMP.SET_MODE_FILTER, SECCOMP.FLAG_TSYNC, filter.program);
-  if (ret > 0) throw new JailError("seccomp", `thread ${ret} could not be filtered`);
 }

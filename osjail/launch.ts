@@ -8,7 +8,7 @@ import { spawn, type StdioOptions } from "node:child_process";
 import { once } from "node:events";
 import { isMainThread, parentPort, Worker, workerData } from "node:worker_threads";
 import { PR } from "./abi/linux.js";
-import { installForkFilter } from "./fork-filter.js";
+import { installForkFilter } from "./filter.js";
 import { sys } from "./libc.ffi.js";
 
 export interface Launch {

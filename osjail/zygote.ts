@@ -6,8 +6,9 @@
  */
 import { CLONE, CLONE_ARGS, F, O, POLL, POLLFD, PROT, MAP, PTRACE, RUSAGE, SIG, SIG_BLOCK, SIGSET_SIZE, WAIT, stopSignal, termSignal } from "./abi/linux.js"; // prettier-ignore
 import { COMMAND, DescriptorSocket } from "./descriptors.js";
-import { enterZygote, lockDown, workerFilter, type LockDownKit } from "./enter.js";
+import { enterZygote, lockDown, type LockDownKit } from "./enter.js";
 import { JailError } from "./errors.js";
+import { workerFilter } from "./filter.js";
 import { Memory, sys, syscallNumber, trySys } from "./libc.ffi.js";
 import type { JailPlan } from "./plan.js";
 import { WORKER_SOCKET_FD, type Refusal } from "./seccomp.js";
@@ -109,6 +110,7 @@ class Zygote {
   readonly #usage = new Memory(RUSAGE.size);
   readonly #syscallInfo = new Memory(PTRACE.SYSCALL_INFO.size);
   readonly #kit: LockDownKit;
+  readonly #refusal: Refusal;
 
   constructor(
     readonly plan: JailPlan,
@@ -121,12 +123,13 @@ class Zygote {
     this.#signals = childSignals();
     const after = this.#inChild(() => exitGroup(packActs(tryRefusedActs())));
     const unshared = this.#inChild(() => exitGroup(Math.min(-trySys("unshare", CLONE.NEWUSER), 255)));
-    let refusal: Refusal = "trace";
-    this.#kit = { filter: workerFilter(plan, refusal), join: links.join };
+    const kit = (refusal: Refusal) => ({ filter: workerFilter(plan, refusal), join: links.join });
+    this.#refusal = "trace";
+    this.#kit = kit(this.#refusal);
     let probe = this.#probeFilter();
     if (probe === undefined) {
-      refusal = "kill";
-      this.#kit = { filter: workerFilter(plan, refusal), join: links.join };
+      this.#refusal = "kill";
+      this.#kit = kit(this.#refusal);
       probe = this.#probeFilter();
     }
     const acts = unpackActs(after);
@@ -140,7 +143,7 @@ class Zygote {
       refusedCallNr: probe?.nr ?? -1,
     };
     this.#judge(probes);
-    links.tell({ event: "ready", refusal, probes, filters: 1 });
+    links.tell({ event: "ready", refusal: this.#refusal, probes, filters: 1 });
   }
 
   serve(): void {
@@ -199,7 +202,7 @@ class Zygote {
       }
       exitGroup(CHILD_FAILED);
     }
-    const traced = this.#kit.filter.refusal === "kill" || this.#attach(pid);
+    const traced = this.#refusal === "kill" || this.#attach(pid);
     if (traced) sys("write", key, this.#pipe, 1);
     else trySys("kill", pid, SIG.KILL);
     sys("close", gate);
@@ -311,7 +314,7 @@ class Zygote {
         continue;
       }
       const signal = termSignal(status) ?? 0;
-      const named = this.#kit.filter.refusal === "kill" || nr >= 0;
+      const named = this.#refusal === "kill" || nr >= 0;
       return signal !== 0 && named ? { signal, nr } : signal !== 0 && nr < 0 ? undefined : { signal, nr };
     }
   }
@@ -333,8 +336,8 @@ class Zygote {
       );
     }
     if (!skip("seccomp")) {
-      const expected = this.#kit.filter.refusal === "kill" ? SIG.SYS : SIG.KILL;
-      const named = this.#kit.filter.refusal === "kill" || probes.refusedCallNr === syscallNumber("getppid");
+      const expected = this.#refusal === "kill" ? SIG.SYS : SIG.KILL;
+      const named = this.#refusal === "kill" || probes.refusedCallNr === syscallNumber("getppid");
       if (probes.refusedCallSignal !== expected || !named) {
         throw new JailError(
           "seccomp",
