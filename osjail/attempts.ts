@@ -13,6 +13,7 @@ import { FilterProgram, installFilter } from "./filter.js";
 import { landlockAbi, landlockRules, restrictSelf } from "./landlock.js";
 import { hostArch, KernelError, Memory, sys, syscallNumber, trySys } from "./libc.ffi.js";
 import type { LayerName } from "./plan.js";
+import { setLimit } from "./rlimit.js";
 import { compile, PROFILES, type Refusal } from "./seccomp.js";
 
 export interface Attempt {
@@ -225,10 +226,7 @@ function walls(): void {
 
   const limited = inChild(0, () => {
     const before = mapMuch();
-    const limit = new Memory(16);
-    limit.bytes.writeBigUInt64LE(1n << 20n, 0);
-    limit.bytes.writeBigUInt64LE(1n << 20n, 8);
-    sys("prlimit64", 0, RLIMIT.DATA, limit, 0);
+    setLimit(0, RLIMIT.DATA, 1 << 20);
     return before >= 0 && mapMuch() === ENOMEM;
   });
   tell("rlimits", limited, "memory beyond RLIMIT_DATA was refused");

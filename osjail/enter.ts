@@ -11,6 +11,7 @@ import { installFilter, type FilterProgram } from "./filter.js";
 import { restrictSelf } from "./landlock.js";
 import { KernelError, Memory, sys, trySys } from "./libc.ffi.js";
 import type { JailPlan, LayerName } from "./plan.js";
+import { getLimit, setLimit } from "./rlimit.js";
 import { WORKER_SOCKET_FD } from "./seccomp.js";
 
 /** Runs one step unless the lab left its layer out; a kernel's refusal becomes an error that names the layer. */
@@ -65,7 +66,7 @@ export function lockDown(plan: JailPlan, kit: LockDownKit, slot: number, socket:
   keepOnly(socket);
   if (plan.coreScheduling)
     sys("prctl", PR.SCHED_CORE, PR.SCHED_CORE_CREATE, 0, PR.SCHED_CORE_SCOPE_THREAD_GROUP, 0);
-  if (on("rlimits")) for (const resource of [RLIMIT.NPROC, RLIMIT.NOFILE]) setLimit(resource, 0);
+  if (on("rlimits")) for (const resource of [RLIMIT.NPROC, RLIMIT.NOFILE]) setLimit(0, resource, 0);
   if (on("capabilities")) sys("capset", CAPABILITY_HEADER, NO_CAPABILITIES);
   if (on("not-dumpable") && !plan.dumpable) sys("prctl", PR.SET_DUMPABLE, 0, 0, 0, 0);
   if (on("seccomp")) installFilter(kit.filter);
@@ -136,21 +137,8 @@ function sealWritableCode(): void {
 /** Limits that hold for the zygote as well and are inherited; hard ones cannot be raised again. man 2 getrlimit */
 function limitForAll(): void {
   for (const name of ["CORE", "FSIZE", "MEMLOCK", "MSGQUEUE", "NICE", "RTPRIO"] as const)
-    setLimit(RLIMIT[name], 0);
-  setLimit(RLIMIT.STACK, Math.min(8 * 1024 * 1024, hardLimit(RLIMIT.STACK)));
-}
-
-const limitBuffer = new Memory(16);
-
-function setLimit(resource: number, value: number): void {
-  limitBuffer.bytes.writeBigUInt64LE(BigInt(value), 0);
-  limitBuffer.bytes.writeBigUInt64LE(BigInt(value), 8);
-  sys("prlimit64", 0, resource, limitBuffer, 0);
-}
-
-function hardLimit(resource: number): number {
-  sys("prlimit64", 0, resource, 0, limitBuffer);
-  return Number(limitBuffer.bytes.readBigUInt64LE(8));
+    setLimit(0, RLIMIT[name], 0);
+  setLimit(0, RLIMIT.STACK, Math.min(8 * 1024 * 1024, getLimit(RLIMIT.STACK).hard));
 }
 
 /**

@@ -16,6 +16,7 @@ import { launch, type LaunchFrom } from "./launch.js";
 import { KernelError, Memory, sys, trySys } from "./libc.ffi.js";
 import { encodeSetup } from "./setup.js";
 import type { JailPlan, LayerReport } from "./plan.js";
+import { getLimit, setLimit } from "./rlimit.js";
 import { buryForgottenKeepers, hold, release } from "./thread-end.js";
 import type { Probes, ZygoteEvent } from "./zygote.js";
 import type { Refusal } from "./seccomp.js";
@@ -57,19 +58,12 @@ export interface LaunchedKeeper {
 /** V8 is told that it may use 3.9 MB of the stack (the engines' flags): with less it would die of SIGSEGV. */
 const LEAST_STACK = 6 * 1024 * 1024;
 
-/** The soft limit that the keeper will inherit, bytes. man 2 getrlimit */
-function stackLimit(): number {
-  const limit = new Memory(16);
-  sys("prlimit64", 0, RLIMIT.STACK, 0, limit);
-  return Number(limit.bytes.readBigUInt64LE(0));
-}
-
 /** Starts the keeper's program, which boots while the caller finds out what it wants of it. Throws JailError. */
 export async function launchKeeper(options: KeeperLaunch): Promise<LaunchedKeeper> {
   if (!path.basename(process.execPath).startsWith("node")) {
     throw new JailError("not-node", `${process.execPath} is not Node.js`);
   }
-  const stack = stackLimit();
+  const stack = getLimit(RLIMIT.STACK).soft; // the keeper inherits it
   if (stack < LEAST_STACK) throw new JailError("stack-limit", `the stack is limited to ${stack} bytes`);
   const held: number[] = [];
   const holdBoth = ([mine, theirs]: readonly [number, number]): [number, number] => {
@@ -459,20 +453,13 @@ export class JailedWorker {
   limit(limits: WorkerLimits): void {
     if (!this.zygote.plan.without.includes("rlimits")) {
       if (this.#armed?.dataBytes !== limits.dataBytes) {
-        this.#rlimit(RLIMIT.DATA, this.#vmDataBytes + limits.dataBytes);
-        this.#rlimit(RLIMIT.AS, this.#vmSizeBytes + limits.dataBytes);
+        setLimit(this.pid, RLIMIT.DATA, this.#vmDataBytes + limits.dataBytes);
+        setLimit(this.pid, RLIMIT.AS, this.#vmSizeBytes + limits.dataBytes);
       }
-      if (this.#armed?.cpuSeconds !== limits.cpuSeconds) this.#rlimit(RLIMIT.CPU, limits.cpuSeconds);
+      if (this.#armed?.cpuSeconds !== limits.cpuSeconds) setLimit(this.pid, RLIMIT.CPU, limits.cpuSeconds);
     }
     this.zygote.limitSlot(this.slot, limits.cgroupBytes);
     this.#armed = limits;
-  }
-
-  #rlimit(resource: number, value: number): void {
-    const limit = new Memory(16);
-    limit.bytes.writeBigUInt64LE(BigInt(value), 0);
-    limit.bytes.writeBigUInt64LE(BigInt(value), 8);
-    sys("prlimit64", this.pid, resource, limit, 0);
   }
 
   /** CPU time used since the fork, ms, by the kernel's clock of that process; undefined once it is gone. */
