@@ -232,7 +232,12 @@ class JailHull implements Hull {
   }
 
   fork(): Promise<ParkedWorker> | undefined {
-    const worker = this.zygote.fork();
+    let worker: ReturnType<Zygote["fork"]>;
+    try {
+      worker = this.zygote.fork();
+    } catch (error) {
+      throw asStartError(error);
+    }
     if (worker === undefined) return undefined;
     const { limits, engine } = this.options;
     // All of QuickJS's heap is in the image already: RLIMIT_DATA counts what comes on top.
@@ -260,9 +265,18 @@ class JailHull implements Hull {
       }
     });
     return attested.catch((error: unknown) => {
-      throw this.zygote.failure ?? error;
+      throw this.zygote.failure ?? asStartError(error);
     });
   }
+}
+
+/** What the kernel answers when this host has no more of something: descriptors, processes, memory. man 3 errno */
+const EXHAUSTED: ReadonlySet<unknown> = new Set(["EMFILE", "ENFILE", "EAGAIN", "ENOMEM", "ENOBUFS"]);
+
+/** The host's limits are the host's fault and have a remedy; every other error stays what it is. */
+function asStartError(error: unknown): unknown {
+  if (!(error instanceof Error) || !("code" in error) || !EXHAUSTED.has(error.code)) return error;
+  return new JailError("worker-start", `a worker could not be started: ${error.message}`, { cause: error });
 }
 
 /** Waits for the one `parked` message; anything else, or the end, is a worker that never was. */
@@ -328,8 +342,6 @@ class LocalHull implements Hull {
   fork(): Promise<ParkedWorker> | undefined {
     if (this.free <= 0) return undefined;
     const setup = JSON.stringify({ engine: this.options.engine, memoryMb: this.options.limits.memoryMb });
-    const notStarted = (error: Error) =>
-      new JailError("worker-start", `a worker could not be started: ${error.message}`, { cause: error });
     let child: ChildProcess;
     try {
       child = spawn(process.execPath, [...nodeFlags("fast-start"), localMain, setup], {
@@ -337,11 +349,11 @@ class LocalHull implements Hull {
         stdio: ["ignore", "ignore", "ignore", "pipe"],
       });
     } catch (error) {
-      throw notStarted(error instanceof Error ? error : new Error(String(error)));
+      throw asStartError(error);
     }
     this.forks++;
     const failed = new Promise<never>((_, reject) =>
-      child.once("error", (error) => reject(notStarted(error))),
+      child.once("error", (error) => reject(asStartError(error))),
     );
     // Out of descriptors, spawn gives a child that has nothing but the error that is to come.
     if (!hasSocket(child)) return failed;

@@ -2,18 +2,14 @@
  * A supervisor that has run out of descriptors or processes: whoever waits is told so in words, nothing hangs, and with
  * room again it serves on. Each program is a process of its own under `ulimit`, and eats what is left before it asks.
  */
-import { spawn } from "node:child_process";
-import { once } from "node:events";
 import { describe, expect, test } from "vitest";
 import { JAIL_ERRORS } from "#osjail/errors";
+import { program } from "./program.js";
 
 const LIBRARY = new URL("../../dist/server/index.js", import.meta.url).href;
-const PROGRAM_MS = 60_000;
 
 const TOOLS = `
-  import fs from "node:fs";
   import { Sandbox } from ${JSON.stringify(LIBRARY)};
-  const say = (value) => fs.writeSync(1, JSON.stringify(value) + "\\n");
   const script = { type: "script" };
   const told = async (run) => {
     try {
@@ -37,21 +33,8 @@ const TOOLS = `
   const give = (held) => held.forEach((fd) => fs.closeSync(fd));
 `;
 
-/** What the program said, one JSON text a line, and how it ended: it must end by itself. */
-async function limited(source: string, files = 128): Promise<{ ended: unknown; said: unknown[] }> {
-  const command = `ulimit -n ${files} && exec "$0" "$@"`;
-  const args = ["-c", command, process.execPath, "--input-type=module", "-e", `${TOOLS}\n${source}`];
-  const child = spawn("/bin/sh", args, {
-    stdio: ["ignore", "pipe", "inherit"],
-    timeout: PROGRAM_MS,
-    killSignal: "SIGKILL",
-  });
-  let text = "";
-  child.stdout.setEncoding("utf8").on("data", (chunk: string) => (text += chunk));
-  const [code, signal] = (await once(child, "close")) as [number | null, NodeJS.Signals | null];
-  const lines = text.split("\n").filter((line) => line !== "");
-  return { ended: signal ?? code, said: lines.map((line) => JSON.parse(line) as unknown) };
-}
+/** Few enough to be eaten, enough for Node and a sandbox. */
+const limited = (source: string) => program(TOOLS + source, { files: 128 });
 
 describe("a supervisor without a free descriptor", () => {
   test("and without a kernel hull tells whoever waits, serves on later, and closes", async () => {
@@ -76,5 +59,37 @@ describe("a supervisor without a free descriptor", () => {
       remedy: JAIL_ERRORS["worker-start"],
     };
     expect({ ended, said }).toEqual({ ended: 0, said: [1, refused, refused, refused, refused, 3, "told"] });
+  });
+
+  test("and with a kernel hull tells whoever waits, loses no place for a worker, and serves on", async () => {
+    const { ended, said } = await limited(`
+      // 128 descriptors in all are also fewer than any that a zygote may number as it likes.
+      const sandbox = await Sandbox.create({ image: "fast-start", parked: 0, maxConcurrent: 2 });
+      say(await told(sandbox.run("1", script)));
+      const open = () => fs.readdirSync("/proc/self/fd").length;
+      const before = open();
+      for (let round = 0; round < 4; round++) {
+        for (const left of [0, 1, 2, 3, 4, 5]) {
+          const held = eat(left);
+          const during = await told(sandbox.run("'ran'", script));
+          give(held);
+          say(during === "ran" ? during : during.code);
+        }
+      }
+      const all = await Promise.all(Array.from({ length: 12 }, () => told(sandbox.run("2", script))));
+      say(all.join(""));
+      while (open() > before) await new Promise((go) => setTimeout(go, 5));
+      eat(0);
+      const last = sandbox.run("4", script).catch(() => "told");
+      await sandbox.close();
+      say(await last);
+    `);
+    expect(ended).toBe(0);
+    expect(said[0]).toBe(1);
+    const during = said.slice(1, -2);
+    expect(during).toHaveLength(24);
+    expect(new Set(during)).toContain("host-cannot");
+    for (const one of during) expect(["host-cannot", "ran"]).toContain(one);
+    expect(said.slice(-2)).toEqual(["2".repeat(12), "told"]);
   });
 });

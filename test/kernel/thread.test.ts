@@ -2,19 +2,16 @@
  * The library inside a thread (worker_threads) that is ended at any moment: the process survives it and is left with no
  * descriptor, no keeper and no cgroup of it. Each program here is a process of its own, because a wrong answer is a crash.
  */
-import { spawn } from "node:child_process";
-import { once } from "node:events";
 import { describe, expect, test } from "vitest";
+import { program } from "./program.js";
 
 const LIBC = new URL("../../dist/osjail/libc.ffi.js", import.meta.url).href;
 const LIBRARY = new URL("../../dist/server/index.js", import.meta.url).href;
 const THREAD_END = new URL("../../dist/osjail/thread-end.js", import.meta.url).href;
 const FFI = import.meta.resolve("ffi-rs");
-const PROGRAM_MS = 60_000;
 
 /** What a program sees of itself: descriptors, and children with their states. */
 const TOOLS = `
-  import fs from "node:fs";
   import { once } from "node:events";
   import { Worker } from "node:worker_threads";
   const descriptors = () => fs.readdirSync("/proc/self/fd").length;
@@ -32,22 +29,7 @@ const TOOLS = `
     if (said !== "done") throw new Error("it said " + said);
     return made;
   };
-  const say = (value) => fs.writeSync(1, JSON.stringify(value) + "\\n");
 `;
-
-/** Runs the program to its end: how it ended, and what it said, one JSON text a line. */
-async function program(source: string): Promise<{ ended: unknown; said: unknown[] }> {
-  const child = spawn(process.execPath, ["--input-type=module", "-e", `${TOOLS}\n${source}`], {
-    stdio: ["ignore", "pipe", "inherit"],
-    timeout: PROGRAM_MS,
-    killSignal: "SIGKILL",
-  });
-  let text = "";
-  child.stdout.setEncoding("utf8").on("data", (chunk: string) => (text += chunk));
-  const [code, signal] = (await once(child, "close")) as [number | null, NodeJS.Signals | null];
-  const said = text.split("\n").filter((line) => line !== "");
-  return { ended: signal ?? code, said: said.map((line) => JSON.parse(line) as unknown) };
-}
 
 const endThreads = (source: string, count: number) => `
   for (let i = 0; i < ${count}; i++) {
@@ -58,17 +40,17 @@ const endThreads = (source: string, count: number) => `
 
 describe("a thread that is terminated", () => {
   test("would take the process with it, had it loaded the FFI library by itself", async () => {
-    const { ended } = await program(endThreads(`await import(${JSON.stringify(FFI)});`, 8));
+    const { ended } = await program(TOOLS + endThreads(`await import(${JSON.stringify(FFI)});`, 8));
     expect(ended).toBe("SIGSEGV");
   });
 
   test("and has made system calls leaves the process alive", async () => {
     const call = `const { sys } = await import(${JSON.stringify(LIBC)}); if (sys("getpid") !== process.pid) throw new Error();`;
-    expect(await program(endThreads(call, 8))).toEqual({ ended: 0, said: [0, 1, 2, 3, 4, 5, 6, 7] });
+    expect(await program(TOOLS + endThreads(call, 8))).toEqual({ ended: 0, said: [0, 1, 2, 3, 4, 5, 6, 7] });
   });
 
   test("and has only imported the library leaves the process alive", async () => {
-    const { ended, said } = await program(endThreads(`await import(${JSON.stringify(LIBRARY)});`, 4));
+    const { ended, said } = await program(TOOLS + endThreads(`await import(${JSON.stringify(LIBRARY)});`, 4));
     expect({ ended, said }).toEqual({ ended: 0, said: [0, 1, 2, 3] });
   });
 
@@ -77,7 +59,7 @@ describe("a thread that is terminated", () => {
       const sandbox = await Sandbox.create({ image: "fast-start", parked: 1 });
       const { value } = await sandbox.run("6 * 7", { type: "script" });
       if (value !== 42) throw new Error("no run");`;
-    const { ended, said } = await program(`
+    const { ended, said } = await program(`${TOOLS}
       await (await thread("")).terminate(); // whatever Node keeps of a first thread
       const before = descriptors();
       for (let i = 0; i < 4; i++) {
@@ -95,7 +77,7 @@ describe("a thread that is terminated", () => {
 
   test("while its sandbox is starting leaves no keeper", async () => {
     const begin = `const { Sandbox } = await import(${JSON.stringify(LIBRARY)}); void Sandbox.create({ image: "fast-start" });`;
-    const { ended, said } = await program(`
+    const { ended, said } = await program(`${TOOLS}
       for (let i = 0; i < 3; i++) {
         const made = await thread(${JSON.stringify(begin)});
         await until(() => Object.values(children()).some((state) => state !== "Z"));
@@ -111,7 +93,7 @@ describe("a thread that is terminated", () => {
 });
 
 test("a start waits for no child but a keeper: the exit of another is the embedder's to learn", async () => {
-  const { ended, said } = await program(`
+  const { ended, said } = await program(`${TOOLS}
     import { spawn } from "node:child_process";
     const { buryForgottenKeepers } = await import(${JSON.stringify(THREAD_END)});
     const child = spawn("/bin/sh", ["-c", "exit 7"]);
