@@ -46,7 +46,7 @@ async function start(what: Launch): Promise<number> {
     env: what.env,
     stdio: [...what.stdio] as StdioOptions,
     detached: true,
-    cwd: "/", // a keeper pins no directory, and none of ours has to exist
+    cwd: "/", // a keeper pins no directory
   });
   await once(child, "spawn"); // rejects with the reason when the program cannot be started
   child.unref();

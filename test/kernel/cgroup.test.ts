@@ -5,7 +5,7 @@
 import { spawn, type ChildProcess } from "node:child_process";
 import * as fs from "node:fs";
 import { afterEach, describe, expect, it } from "vitest";
-import { CgroupError, detectCgroups, ownerName, ownPidNamespace } from "#osjail/cgroup";
+import { CgroupError, detectCgroups, ownerName, ownPidNamespace, parseOwnerName } from "#osjail/cgroup";
 import { Slot, type SlotPaths } from "#osjail/cgroup-slot";
 import { CgroupTree, sweepCgroups } from "#osjail/cgroup-tree";
 import { LOCK } from "#osjail/abi/linux";
@@ -38,11 +38,11 @@ function openSlot(paths: SlotPaths | undefined): Slot {
   return slot;
 }
 
-/** Names of all trees of ours in the hierarchy that counts processes, whoever made them. */
-function ownTrees(): string[] {
+/** Names of the trees made in a pid namespace, in the hierarchy that counts processes. */
+function treesOf(pidNamespace: string): string[] {
   if (!support.available) return [];
   const base = support.version === "v2" ? support.base.dir : support.base.pids;
-  return fs.readdirSync(base).filter((name) => name.startsWith("doublehull-"));
+  return fs.readdirSync(base).filter((name) => parseOwnerName(name)?.pidNamespace === pidNamespace);
 }
 
 const directories = (tree: CgroupTree) =>
@@ -327,60 +327,69 @@ describe.skipIf(!support.available)(
       const LIBRARY = new URL("../../dist/server/index.js", import.meta.url).href;
 
       /** A sandbox in a child pid namespace, idle with a parked worker, that runs once more when told to. */
-      async function contained(): Promise<{ child: ChildProcess; again: () => Promise<string> }> {
+      interface Contained {
+        child: ChildProcess;
+        /** Trees of its pid namespace. */
+        trees: () => string[];
+        again: () => Promise<string>;
+      }
+
+      async function contained(): Promise<Contained> {
         const source = `import { Sandbox } from ${JSON.stringify(LIBRARY)};
           import fs from "node:fs";
           const sandbox = await Sandbox.create({ image: "fast-start", parked: 1 });
-          const seen = async () => {
-            const { value, layers } = await sandbox.run("6 * 7", { type: "script" });
-            return JSON.stringify([process.pid, value, layers.kernel.find(({ layer }) => layer === "cgroup").state]);
-          };
           const keeper = () => fs.readFileSync("/proc/self/task/" + process.pid + "/children", "utf8").trim();
           const first = keeper();
-          fs.writeSync(1, await seen());
-          process.stdin.on("data", async () => fs.writeSync(1, (await seen()) + (keeper() === first)));`;
+          const seen = async () => {
+            const { value, layers } = await sandbox.run("6 * 7", { type: "script" });
+            const cgroup = layers.kernel.find(({ layer }) => layer === "cgroup").state;
+            fs.writeSync(1, [process.pid, value, cgroup, keeper() === first, fs.statSync("/proc/self/ns/pid").ino].join());
+          };
+          await seen();
+          process.stdin.on("data", seen);`;
         const child = spawn(
           "unshare",
           ["--pid", "--fork", "--kill-child", "--mount-proc", process.execPath, "--input-type=module", "-e", source], // prettier-ignore
           { stdio: ["pipe", "pipe", "inherit"] },
         );
         children.push(child);
-        expect(await output(child)).toBe('[1,42,"on"]');
+        const said = await output(child);
+        expect(said).toMatch(/^1,42,on,true,\d+$/);
+        const namespace = said.slice(said.lastIndexOf(",") + 1);
         const again = () => {
-          const said = output(child);
+          const answer = output(child);
           child.stdin?.write("x");
-          return said;
+          return answer;
         };
-        return { child, again };
+        return { child, trees: () => treesOf(namespace), again };
       }
 
       it("are not swept from outside, nor from inside", async ({ skip }) => {
         if (cannot) skip(cannot);
-        const { child, again } = await contained();
-        const before = ownTrees();
-        expect(before.length).toBeGreaterThan(0);
+        const first = await contained();
+        const before = first.trees();
+        expect(before).toHaveLength(1);
         sweepCgroups(support); // from the parent of its namespace
         const mine = makeTree();
         const second = await contained(); // starts in another one, and sweeps on its way
-        expect(ownTrees()).toEqual(expect.arrayContaining([...before, mine.name]));
-        expect(await again()).toBe('[1,42,"on"]true'); // and by the keeper that it had
-        for (const one of [child, second.child]) {
-          const ended = exit(one);
-          one.kill("SIGKILL");
+        expect(first.trees()).toEqual(before);
+        for (const dir of directories(mine)) expect(fs.existsSync(dir)).toBe(true);
+        expect(await first.again()).toMatch(/^1,42,on,true,/); // and by the keeper that it had
+        for (const { child } of [first, second]) {
+          const ended = exit(child);
+          child.kill("SIGKILL");
           await ended;
         }
       });
 
       it("are swept when the container has gone, however it went", async ({ skip }) => {
         if (cannot) skip(cannot);
-        const others = new Set(ownTrees());
-        const { child } = await contained();
-        const left = ownTrees().filter((name) => !others.has(name));
-        expect(left.length).toBeGreaterThan(0);
+        const { child, trees } = await contained();
+        expect(trees()).toHaveLength(1);
         const ended = exit(child);
         child.kill("SIGKILL"); // and with it its whole pid namespace
         await ended;
-        await until("its cgroups are swept", () => (sweepCgroups(support), !left.some((name) => ownTrees().includes(name)))); // prettier-ignore
+        await until("its cgroups are swept", () => (sweepCgroups(support), trees().length === 0));
       });
     });
   },

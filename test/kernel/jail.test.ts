@@ -325,6 +325,19 @@ describe("the attestation", () => {
   });
 });
 
+describe("a zygote that is stopped", () => {
+  it("while all its workers are on their way ends with them: the order comes behind theirs, and is not lost", async () => {
+    const hull = await OwnedHull.start({ slots: 12 });
+    const workers = Array.from({ length: 12 }, () => hull.zygote.fork());
+    expect(workers.every((worker) => worker !== undefined)).toBe(true);
+    expect(hull.zygote.fork()).toBeUndefined();
+    await hull.stop();
+    for (const worker of workers) expect((await worker?.exited)?.status).not.toBe(0);
+    expect(hull.zygote.fork()).toBeUndefined();
+    expect(() => process.kill(hull.zygote.pid, 0)).toThrow("ESRCH");
+  });
+});
+
 describe("a zygote whose cgroups have vanished", () => {
   it("ends with an error that says so, and no worker of it parks", async ({ skip }) => {
     if (!facts.cgroups.available) skip(facts.cgroups.reason);

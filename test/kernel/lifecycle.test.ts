@@ -22,8 +22,10 @@ import {
   stopOf,
   until,
   valueOf,
+  type Family,
   type Process,
 } from "../harness.js";
+import { program } from "./program.js";
 
 const script: RunOptions = { type: "script" };
 const LIBRARY = new URL("../../dist/server/index.js", import.meta.url).href;
@@ -112,6 +114,33 @@ describe("an orderly end", () => {
     await until("every descriptor is closed", () => descriptorCount() <= before);
   });
 
+  test("close() while a zygote is starting waits for it, and leaves nothing", async () => {
+    const sandbox = await open({ zygotePerTenant: true });
+    const run = sandbox.run("1", { ...script, tenant: "late" }).catch((error: unknown) => error);
+    await until("a keeper is there", () => families().length > 0);
+    const [family] = families();
+    await sandbox.close();
+    expect(await run).toMatchObject({ code: "closed" });
+    expect(families()).toEqual([]);
+    await expectGone(members(family as Family), [(family as Family).keeper]);
+  });
+
+  test("a keeper stands in the root directory and pins none of its supervisor's", async () => {
+    const gone = fs.mkdtempSync(path.join(os.tmpdir(), "lifecycle-"));
+    const { ended, said } = await program(`
+      const { Sandbox } = await import(${JSON.stringify(LIBRARY)});
+      process.chdir(${JSON.stringify(gone)});
+      const sandbox = await Sandbox.create({ image: "fast-start", parked: 0 });
+      fs.rmdirSync(${JSON.stringify(gone)});
+      const [keeper] = fs.readdirSync("/proc/self/task").flatMap((task) =>
+        fs.readFileSync("/proc/self/task/" + task + "/children", "utf8").split(" ").filter((pid) => pid !== ""));
+      say(fs.readlinkSync("/proc/" + keeper + "/cwd"));
+      say((await sandbox.run("1", { type: "script" })).value);
+      await sandbox.close();
+    `);
+    expect({ ended, said }).toEqual({ ended: 0, said: ["/", 1] });
+  });
+
   test("close() may be called twice and at once, and what is asked afterwards is refused", async () => {
     const sandbox = await open();
     await Promise.all([sandbox.close(), sandbox.close()]);
@@ -146,7 +175,10 @@ describe("an orderly end", () => {
       answer instanceof Error ? (answer as Error & { code?: string }).code : (answer as Outcome).status,
     );
     expect(told.filter((one) => one === "closed")).toHaveLength(4);
-    expect(told.filter((one) => one === "stopped" || one === "cancelled")).toHaveLength(2);
+    // The kill was ours: not a crash, and not the script's doing.
+    const stopped = answers.filter((answer) => !(answer instanceof Error)) as Outcome[];
+    const closed = { reason: "lost", layer: "supervisor", detail: "the sandbox was closed" };
+    expect(stopped.map(stopOf)).toEqual([closed, closed]);
     await expectGone(members(family), [family.keeper]);
   });
 

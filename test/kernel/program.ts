@@ -2,7 +2,8 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 
-const PROGRAM_MS = 60_000;
+/** Less than a test may take: a program that hangs must not outlive the one who counts. */
+const PROGRAM_MS = 25_000;
 
 /** What it said on standard output, one JSON text a line, and its exit code or the signal that ended it. */
 export interface Ended {
@@ -10,7 +11,7 @@ export interface Ended {
   said: unknown[];
 }
 
-/** `source` is a module and calls `say(value)`; `files` is its limit on open files. It is killed after a minute. */
+/** `source` is a module and calls `say(value)`; `files` is its limit on open files. It is killed after 25 s. */
 export async function program(source: string, options: { files?: number } = {}): Promise<Ended> {
   const say = `import fs from "node:fs"; const say = (value) => fs.writeSync(1, JSON.stringify(value) + "\\n");`;
   const limit = options.files === undefined ? "" : `ulimit -n ${options.files} && `;

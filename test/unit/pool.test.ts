@@ -28,6 +28,8 @@ class FakeHull implements Hull {
     readonly room: number,
     readonly manual: boolean,
     public failNext = 0,
+    /** Forks that throw at once, as where there is no descriptor for a socket. */
+    public throwNext = 0,
   ) {
     this.ended = new Promise((resolve) => (this.#end = resolve));
   }
@@ -38,6 +40,10 @@ class FakeHull implements Hull {
 
   fork(): Promise<ParkedWorker> | undefined {
     if (!this.alive || this.free - this.pending.length <= 0) return undefined;
+    if (this.throwNext > 0) {
+      this.throwNext--;
+      throw new JailError("worker-start", "no more descriptors");
+    }
     this.forks++;
     return new Promise((resolve, reject) => {
       const make = (): FakeWorker => {
@@ -157,6 +163,20 @@ describe("workers ahead of demand", () => {
     expect(first.forks).toBe(2);
   });
 
+  test("a full hull is asked again when it says that a worker was buried, which may be after the run was over", async () => {
+    const { pool, first } = await makePool({ parked: 0, room: 1 });
+    const lease = await pool.acquire("", undefined);
+    const next = pool.acquire("", undefined);
+    lease.done(); // its slot is not free yet
+    await settled();
+    expect(pool.state).toMatchObject({ waiting: 1, running: 0 });
+    workerOf(lease).discard();
+    await settled();
+    expect(pool.state.waiting).toBe(1); // the control: nobody has told the pool
+    first.onFree?.();
+    expect(workerOf(await next)).not.toBe(workerOf(lease));
+  });
+
   test("a parked worker that dies is not handed out, and is replaced", async () => {
     const { pool, first } = await makePool({ parked: 2 });
     const [lost, kept] = first.workers as [FakeWorker, FakeWorker];
@@ -268,6 +288,21 @@ describe("the bound of the queue", () => {
     lease.done();
     await settled();
     expect(await pool.acquire("", undefined)).toBeDefined();
+  });
+
+  test("runs that could begin are no queue: only what is beyond them counts", async () => {
+    const { pool, first } = await makePool({ maxConcurrent: 3, maxQueue: 1, parked: 0, manual: true });
+    const served = [1, 2, 3, 4].map(() => pool.acquire("", undefined)); // three to begin, one to wait
+    expect(await refusal(pool.acquire("", undefined))).toMatchObject({ code: "overloaded" });
+    await settled();
+    while (first.pending.length > 0) first.deliver();
+    const leases = await Promise.all(served.slice(0, 3));
+    expect(pool.state).toMatchObject({ running: 3, waiting: 1 });
+    expect(await refusal(pool.acquire("", undefined))).toMatchObject({ code: "overloaded" });
+    for (const lease of leases) lease.done();
+    await settled();
+    while (first.pending.length > 0) first.deliver();
+    (await (served[3] as Promise<Lease>)).done();
   });
 
   test("a run that was withdrawn by its signal leaves room in the queue and takes no worker", async () => {
@@ -387,6 +422,20 @@ describe("forks that fail", () => {
       code: "host-cannot",
       message: "no more processes",
     });
+  });
+
+  test("forks that throw count like those that fail, and break nothing", async () => {
+    const { pool, first } = await makePool({ parked: 0 });
+    first.throwNext = 1;
+    (await pool.acquire("", undefined)).done();
+    first.throwNext = 3;
+    expect(await refusal(pool.acquire("", undefined))).toMatchObject({
+      code: "host-cannot",
+      message: "no more descriptors",
+      remedy: JAIL_ERRORS["worker-start"],
+    });
+    expect(await pool.acquire("", undefined)).toBeDefined();
+    expect(pool.state).toMatchObject({ running: 1, waiting: 0 });
   });
 
   test("after a failure was told, the next run is served", async () => {

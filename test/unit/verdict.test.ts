@@ -143,6 +143,26 @@ describe("what must not be taken for something else", () => {
     },
   );
 
+  test("abort() with the memory used up is what the memory limit did", () => {
+    const exit = { status: SIGNAL.KILL, refusedCall: NR.tgkill };
+    expect(judge({ exit, peakMemoryBytes: 64 * MiB })).toMatchObject({ reason: "memory", layer: "rlimit" });
+    expect(judge({ exit, peakMemoryBytes: 32 * MiB })).toMatchObject({ reason: "crash", layer: "seccomp" });
+  });
+
+  test("an attack does not hide behind limits that it has nearly used up", () => {
+    const exit = { status: SIGNAL.KILL, refusedCall: NR.openat, cpuMs: 60_000 };
+    expect(judge({ exit, peakMemoryBytes: 64 * MiB, cpuMs: 60_000 })).toMatchObject({
+      reason: "syscall",
+      syscall: "openat",
+    });
+  });
+
+  test("the SIGKILL that follows a refused call is ours, not the CPU limit's, however much was used", () => {
+    const exit = { status: SIGNAL.KILL, refusedCall: NR.tgkill, cpuMs: 60_000 };
+    expect(judge({ exit }).reason).toBe("crash");
+    expect(judge({ exit: { ...exit, refusedCall: undefined } }).reason).toBe("cpu-time"); // the control
+  });
+
   test("SIGKILL long before the CPU limit is no CPU stop", () => {
     expect(judge({ exit: { status: SIGNAL.KILL, cpuMs: 1000 } })).toMatchObject({
       reason: "crash",
