@@ -539,6 +539,15 @@ export function world(
 
   // What fails while a result is being told (the memory may be used up) is told like an error of the script.
   const settle = (promise: unknown): void => void then(then(promise, succeed), undefined, fail);
+  /** What `fetch` asks: a request that changes nothing needs only the right to read. */
+  const requester = (http: any): unknown => {
+    if (http === undefined || http === null) return undefined;
+    const { read: get, request } = http;
+    return (wish: any) =>
+      get !== undefined && (wish.method === "GET" || wish.method === "HEAD")
+        ? get({ url: wish.url, method: wish.method, headers: wish.headers, redirect: wish.redirect })
+        : request(wish);
+  };
   const noted = (name: string): void => void (lastMissing = name);
   const guestStubs = makeStubs({ emit: host.emit, codec, missing: noted });
   const web = makeWeb({
@@ -572,7 +581,7 @@ export function world(
         define(global, "input", input);
         define(global, "env", env);
       }
-      web.bindFetch(getOwnPropertyDescriptor(env, "http")?.value?.request);
+      web.bindFetch(requester(getOwnPropertyDescriptor(env, "http")?.value));
     },
     settleModule(namespace) {
       const call = (ns: any): unknown => {
