@@ -281,11 +281,12 @@ export class Replayer implements HostSide {
   /** The run is over: whether its end is the recorded one. */
   finish(outcome: Outcome): Replay {
     const { said: all, end } = this.recording;
-    if (this.divergence === undefined && !isDeepStrictEqual(endOf(outcome), structuredClone(end))) {
+    const now = endOf(outcome);
+    if (this.divergence === undefined && !isDeepStrictEqual(now, end)) {
       const next = all[this.#heard];
       this.#heard++;
-      if (next === undefined) this.#differs(describeEnd(end), describeEnd(endOf(outcome)));
-      else this.#differs(this.#shown(next), describeEnd(endOf(outcome)));
+      const [expected, got] = describeEnds(end, now);
+      this.#differs(next === undefined ? expected : this.#shown(next), got);
     }
     const { divergence } = this;
     return divergence === undefined
@@ -307,12 +308,31 @@ function short(wire: unknown): string {
   return text.length > 200 ? `${text.slice(0, 200)}...` : text;
 }
 
+/** Both ends in words, and of long ones the place where they part. */
+function describeEnds(then: Recording["end"], now: Recording["end"]): [string, string] {
+  if (then.status === now.status && isDeepStrictEqual({ ...then, logs: [] }, { ...now, logs: [] })) {
+    const at = then.logs.findIndex((entry, index) => !isDeepStrictEqual(entry, now.logs[index]));
+    const line = at < 0 ? then.logs.length : at;
+    const show = ({ logs }: Recording["end"]) =>
+      `line ${line + 1} of the log: ${logs[line] === undefined ? "none" : short(logs[line].args)}`;
+    return [show(then), show(now)];
+  }
+  const [a, b] = [describeEnd(then), describeEnd(now)];
+  let at = 0;
+  while (at < a.length && a[at] === b[at]) at++;
+  const cut = (text: string) => {
+    const from = Math.max(0, at - 60);
+    return `${from > 0 ? "..." : ""}${text.slice(from, from + 160)}${text.length > from + 160 ? "..." : ""}`;
+  };
+  return [cut(a), cut(b)];
+}
+
 function describeEnd(end: Recording["end"]): string {
   switch (end.status) {
     case "ok":
-      return `the result ${short(end.value?.text)}, after ${end.logs.length} lines of log`;
+      return `the result ${end.value?.text}`;
     case "threw":
-      return `the error ${end.error?.name}: ${end.error?.message.slice(0, 200)}`;
+      return `the error ${end.error?.name}: ${end.error?.message}`;
     case "stopped":
       return `a stop: ${end.reason}`;
     case "cancelled":
