@@ -348,12 +348,15 @@ export class Broker {
     if (this.#callbacks.size >= MAX_CALLBACKS) {
       return Promise.reject(new CapabilityError("rate", "too many callbacks are unanswered"));
     }
-    return new Promise((resolve, reject) => {
+    const answer = new Promise<unknown>((resolve, reject) => {
       const id = (this.#lastCallback = (this.#lastCallback % MAX_U32) + 1);
       const encoded = this.#encode(args, owner.label); // what it throws rejects
       this.#callbacks.set(id, { resolve, reject, owner });
       this.#port.send({ kind: "call", id, ref, method: "call", args: encoded });
     });
+    // A guest must not end its host's process by a rejection that a listener did not expect.
+    answer.catch(() => {});
+    return answer;
   }
 
   /** Writes a value of the host's for the guest. What it had exported is taken back when it throws. */
