@@ -322,6 +322,12 @@ export function codec(): Codec {
       return text;
     }
 
+    /** A value of so many parts weighs as much: what is read of it is bounded by parts, not by values alone. */
+    parts(count: number, up: Place | null, label: string | number): void {
+      this.nodesLeft -= count - 1;
+      if (this.nodesLeft < 0) throw this.tooMany(up, label);
+    }
+
     value(value: unknown, up: Place | null, label: string | number, depth: number): string {
       this.nodesLeft -= 1;
       if (this.nodesLeft < 0) throw this.tooMany(up, label);
@@ -329,8 +335,9 @@ export function codec(): Codec {
         case "string":
           return this.quoted(value, up, label);
         case "number":
-          if (value - value !== 0) return this.leaf('["n","' + value + '"]', up, label);
-          return this.leaf(is(value, -0) ? '["n","-0"]' : "" + value, up, label);
+          if (value - value === 0 && !is(value, -0)) return this.leaf("" + value, up, label);
+          this.parts(2, up, label);
+          return this.leaf('["n","' + (is(value, -0) ? "-0" : value) + '"]', up, label);
         case "boolean":
           return this.leaf(value ? "true" : "false", up, label);
         case "undefined":
@@ -343,6 +350,7 @@ export function codec(): Codec {
               "a bigint of more than 4096 digits cannot cross",
             );
           }
+          this.parts(2, up, label);
           return this.leaf('["i","' + value + '"]', up, label);
         case "symbol":
           throw new CodecError("uncloneable", pathTo(up, label), "a symbol cannot cross");
@@ -413,6 +421,7 @@ export function codec(): Codec {
         }
         case "d": {
           const ms: number = run(getTime, value, []);
+          this.parts(2, up, label);
           return this.leaf('["d",' + (ms === ms ? ms : "null") + "]", up, label);
         }
         case "e":
@@ -457,6 +466,7 @@ export function codec(): Codec {
           throw new CodecError("hostile-key", pathTo(place, name), "this key cannot cross; use a Map");
         }
         this.spend(2, place, name);
+        this.parts(2, place, name);
         text += "," + this.quoted(name, place, name);
         text += "," + this.value((value as Record<string, unknown>)[name], place, name, depth);
       }
@@ -485,6 +495,7 @@ export function codec(): Codec {
       const { name, message } = value as { name: unknown; message: unknown };
       const stack: unknown = this.omitStacks ? undefined : value.stack;
       this.spend(8, up, label); // ["e",,,]
+      this.parts(4, up, label);
       const nameText = this.quoted(typeof name === "string" ? name : "Error", up, label);
       const messageText = this.quoted(typeof message === "string" ? message : "", up, label);
       const stackText =
@@ -517,6 +528,7 @@ export function codec(): Codec {
       } else {
         length = run(bufferLength, value, []);
       }
+      this.parts(3, up, label);
       const text = this.leaf('["b","' + name + '",' + length + "]", up, label);
       this.spend(length, up, label);
       let copy: Uint8Array;
