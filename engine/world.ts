@@ -28,14 +28,12 @@ export type MakeStubs = (port: {
   missing(name: string): void;
 }) => Stubs;
 
-/** The web's interfaces that are written in JavaScript. */
+/** The web's interfaces that are written in JavaScript (engine/web). */
 export type MakeWeb = (host: {
   define(name: string, value: unknown): void;
+  /** Milliseconds since the run began. */
   now(): number;
-  setTimeout(f: () => void, ms: number): number;
-  clearTimeout(id: number): void;
-  codec: Codec;
-  randomBytes(count: number): Uint8Array;
+  setTimeout(f: () => void, ms: number): unknown;
 }) => { bindFetch(request: unknown): void };
 
 /** What the engine's host side calls in the world. */
@@ -552,15 +550,8 @@ export function world(
   const guestStubs = makeStubs({ emit: host.emit, codec, missing: noted });
   const web = makeWeb({
     define: (name, value) => define(global, name, value),
-    now: () => dateNow(),
+    now: () => dateNow() - startMs,
     setTimeout: (f, ms) => addTimer("setTimeout", f, ms, false, []),
-    clearTimeout: clearTimer,
-    codec,
-    randomBytes: (count) => {
-      const out = new Uint8(count);
-      for (let i = 0; i < count; i++) out[i] = randomByte();
-      return out;
-    },
   });
 
   return {

@@ -6,11 +6,12 @@
 import fs from "node:fs";
 import { codec } from "../engine/codec.js";
 import { resultText, type GuestMessage, type Image, type InnerStop, type Job } from "../engine/engine.js";
+import { webSource } from "../engine/web.js";
 import { stubs } from "../hostapi/stubs.js";
 import { FrameSource, encodeItems, encodeMessage, frameHeader, headerBytes } from "../hostapi/wire.js";
 
 /** What a guest finds in its realm besides its language and the engine's own world. */
-export const GUEST = { stubs: String(stubs), web: "() => ({ bindFetch() {} })" };
+export const GUEST = { stubs: String(stubs), web: webSource };
 
 export interface WorkerPort {
   fd: number;
