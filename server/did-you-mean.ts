@@ -15,10 +15,10 @@ export function didYouMean(given: unknown, known: readonly string[]): string {
 /** Levenshtein's, of the first 64 characters. */
 function editDistance(a: string, b: string): number {
   let row = Array.from({ length: b.length + 1 }, (_, i) => i);
-  for (const [i, char] of [...a.slice(0, 64)].entries()) {
+  for (let i = 0; i < Math.min(a.length, 64); i++) {
     const next = [i + 1];
     for (let j = 1; j <= b.length; j++) {
-      const swap = (row[j - 1] ?? 0) + (char === b[j - 1] ? 0 : 1);
+      const swap = (row[j - 1] ?? 0) + (a[i] === b[j - 1] ? 0 : 1);
       next.push(Math.min(swap, (row[j] ?? 0) + 1, (next[j - 1] ?? 0) + 1));
     }
     row = next;
