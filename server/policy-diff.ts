@@ -195,9 +195,10 @@ function secretSource({ grants }: Policy, secret: Inject["secret"]): string {
 
 /** Whether all that a rule allows with a method (undefined: with any) another allows. */
 function ruleWithin(rule: Rule, other: Rule, method: string | undefined): boolean {
-  if (rule.prefix && !other.prefix) return false;
-  if (method === undefined && other.methods !== undefined) return false;
-  if (!hostWithin(rule.host, other.host)) return false;
+  if (method === undefined ? other.methods !== undefined : other.methods?.has(method) === false) return false;
+  if (rule.protocol !== other.protocol || rule.port !== other.port) return false;
+  if (!hostWithin(rule.host, other.host) || (rule.prefix && !other.prefix)) return false;
+  if (rule.path === other.path && rule.prefix === other.prefix) return true;
   // What begins with a path that the other allows is allowed, too: both look for ambiguity behind their beginnings.
   const port = rule.port === "" ? "" : `:${rule.port}`;
   const url = new URL(`${rule.protocol}//${rule.host.replace(/^\*/, "x")}${port}${rule.path}`);
@@ -265,9 +266,12 @@ const LEVELS = ["debug", "log", "info", "warn", "error"];
 function ambientDiff(a: Policy, b: Policy, list: Sink): void {
   const [oldClock, clock] = [ambientOf(a, "clock"), ambientOf(b, "clock")];
   const [before, after] = [precision(oldClock), precision(clock)];
-  if (after.computing < before.computing) list("clock", "times its own computing more finely");
-  if (after.answers < before.answers) list("clock", "times the answers of the host more finely");
-  if (oldClock.startMs !== undefined && clock.startMs === undefined) list("clock", "learns this host's date");
+  const told = [
+    after.computing < before.computing ? "times its own computing more finely" : "",
+    after.answers < before.answers ? "times the answers of the host more finely" : "",
+    oldClock.startMs !== undefined && clock.startMs === undefined ? "learns this host's date" : "",
+  ].filter((words) => words !== "");
+  if (told.length > 0) list("clock", told.join(", "));
   if (ambientOf(a, "random").seed !== undefined && ambientOf(b, "random").seed === undefined) {
     list("random", "random numbers that nobody can foresee");
   }

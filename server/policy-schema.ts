@@ -235,6 +235,12 @@ export const GRANT_SCHEMAS = Object.fromEntries(
   }),
 ) as unknown as Readonly<Record<GrantType, z.ZodObject>>;
 
+/** What a field is when it is absent; undefined if that is not one value for all grants of the type. */
+export function defaultOf(type: GrantType, field: string): unknown {
+  const schema: unknown = GRANT_SCHEMAS[type].shape[field];
+  return schema instanceof z.ZodDefault ? schema.def.defaultValue : undefined;
+}
+
 const outside = {
   $schema: z.string().optional().describe("For editors."),
   engine: z.enum(["quickjs"]).default("quickjs"),

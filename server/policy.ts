@@ -50,7 +50,7 @@ export class PolicyError extends SandboxError {
  * The policy that a JSON text means. `dir`, absolute, is what its relative paths are relative to: the directory of its
  * file. Throws PolicyError.
  */
-export function parsePolicy(text: string, dir: string): Policy {
+export function parsePolicy(text: string, dir: string, also?: { grants: object; dir: string }): Policy {
   let value: unknown;
   try {
     value = parseStrict(text);
@@ -58,20 +58,32 @@ export function parsePolicy(text: string, dir: string): Policy {
     if (!(error instanceof StrictJsonError)) throw error;
     throw new PolicyError([{ field: "", message: error.message }], { cause: error });
   }
-  return policyOf(value, dir);
+  return policyOf(value, dir, also);
 }
 
-/** The same from a value that JSON can hold. */
-export function policyOf(value: unknown, dir: string): Policy {
+/**
+ * The same from a value that JSON can hold. `also` are grants from elsewhere, with a directory of their own: a name
+ * that both have is refused, for one of them would be without effect.
+ */
+export function policyOf(value: unknown, dir: string, also?: { grants: object; dir: string }): Policy {
   const problems: Problem[] = [];
   const outer = outerSchema.safeParse(value);
   if (!outer.success) problems.push(...problemsOf(outer.error, outerSchema, []));
   const grants = Object.create(null) as Record<string, GrantPolicy>;
-  for (const [name, given] of Object.entries(grantsIn(value))) {
-    const parsed = parseGrant(name, given, dir);
-    if (Array.isArray(parsed)) problems.push(...parsed);
-    else grants[name] = parsed;
-  }
+  const take = (given: object, from: string) => {
+    for (const [name, grant] of Object.entries(given)) {
+      const parsed = parseGrant(name, grant, from);
+      if (Array.isArray(parsed)) problems.push(...parsed);
+      else if (Object.hasOwn(grants, name)) {
+        problems.push({
+          field: fieldName(["grants", name]),
+          message: "is granted twice: by the policy and beside it",
+        });
+      } else grants[name] = parsed;
+    }
+  };
+  take(grantsIn(value), dir);
+  if (also !== undefined) take(also.grants, also.dir);
   if (problems.length === 0) problems.push(...crossCheck(grants));
   if (problems.length > 0 || !outer.success) throw new PolicyError(problems);
   const { engine, limits = {} } = outer.data;
@@ -305,10 +317,20 @@ function problemsOfIssue(
       );
     }
   }
+  if (issue.code === "invalid_type" && issue.message.endsWith("received undefined")) {
+    return [{ field: fieldName(at), message: `is missing: it must be ${article(issue.expected)}` }];
+  }
   const name = `${String(at.at(-1))} `; // limits have theirs in the message
   const message = issue.message.startsWith(name) ? issue.message.slice(name.length) : issue.message;
-  return [{ field: fieldName(at), message: message.replace(/^(?:Invalid input|Invalid option): /, "") }];
+  return [
+    {
+      field: fieldName(at),
+      message: message.replace(/^(?:Invalid input|Invalid option|Too small|Too big): /, ""),
+    },
+  ];
 }
+
+const article = (noun: string): string => `${/^[aeiou]/.test(noun) ? "an" : "a"} ${noun}`;
 
 /** The fields that an object somewhere inside a schema has. */
 function keysAt(schema: unknown, path: readonly PropertyKey[]): string[] {
