@@ -205,6 +205,41 @@ const CODES = Object.keys(CAPABILITY_ERRORS)
   .join("\n")
   .concat(";\n");
 
+const bringsFetch = (grant: Grant | undefined): boolean =>
+  grant instanceof Capability && grant.name === "http" && grant.methods.size > 0;
+
+/** Of the web's fetch, what needs no type that a script without the DOM's library lacks. */
+const FETCH = `
+/** What fetch resolves to. */
+export interface FetchResponse {
+  readonly url: string;
+  readonly ok: boolean;
+  readonly status: number;
+  readonly statusText: string;
+  readonly redirected: boolean;
+  readonly headers: Iterable<[string, string]> & { get(name: string): string | null; has(name: string): boolean };
+  readonly bodyUsed: boolean;
+  text(): Promise<string>;
+  json(): Promise<any>;
+  bytes(): Promise<Uint8Array>;
+  arrayBuffer(): Promise<ArrayBuffer>;
+}
+
+declare global {
+  /** Asks by env.http, within its rules. */
+  function fetch(
+    url: string | { toString(): string },
+    init?: {
+      method?: string;
+      headers?: Record<string, string> | Iterable<readonly [string, string]>;
+      body?: string | Uint8Array | ArrayBuffer | null;
+      redirect?: "follow" | "error" | "manual";
+      signal?: object | null;
+    },
+  ): Promise<FetchResponse>;
+}
+`;
+
 /** The text of a `.d.ts` with `Env`, for these grants by their names in `env`. */
 export function environmentTypes(grants: Readonly<Record<string, Grant>>): string {
   const ambient: string[] = [];
@@ -227,7 +262,9 @@ export function environmentTypes(grants: Readonly<Record<string, Grant>>): strin
     "\n/** What a call of the host rejects with. */\n",
     "export interface CapabilityError extends Error {\n  readonly code:\n",
     CODES,
-    "}\n\n/** A module's default export. */\n",
+    "}\n",
+    bringsFetch(grants["http"]) ? FETCH : "",
+    "\n/** A module's default export. */\n",
     "export type Script<Input = unknown, Result = unknown> = (input: Input, env: Env) => Result | Promise<Result>;\n",
   ].join("");
 }

@@ -194,6 +194,19 @@ describe("an env", () => {
     expect(declarations.match(/\*\/ export const/)).toBeNull();
   });
 
+  test("fetch is there with the grant http, and only then", () => {
+    const http = capability("http", {
+      request: method({ doc: "Asks.", params: {}, effect: "write", run: () => undefined }),
+    });
+    const script = `
+      const answer = await fetch("https://a.example/", { method: "POST", headers: { a: "b" }, body: "x" });
+      const seen: string | null = answer.headers.get("x");
+      export default [await answer.json(), seen, [...answer.headers]];`;
+    expect(complaints(environmentTypes({ http }), script).text).toBe("");
+    expect(complaints(environmentTypes({ other: http }), script).lines).toEqual([2]);
+    expect(complaints(environmentTypes({ http }), `export default fetch(1, 2, 3);`).lines).toEqual([1]);
+  });
+
   test("the value of a secret is nowhere in it", () => {
     expect(declarations).not.toContain("12345678");
     expect(declarations).toContain("api.example.com");
