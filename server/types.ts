@@ -10,8 +10,7 @@ import { z } from "zod";
 import { CAPABILITY_ERRORS, Capability, type Method } from "../hostapi/capability.js";
 import { Secret } from "../hostapi/secret.js";
 import type { Ambient } from "../hostapi/ambient.js";
-
-export type Grant = Capability | Secret | Ambient;
+import type { Grant } from "./options.js";
 
 /** Which side of a schema: what goes in, or what comes out. */
 type Side = "input" | "output";
