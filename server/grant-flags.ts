@@ -83,6 +83,7 @@ function fieldsOf(type: GrantType, value: string | undefined): Fields | string {
 /** `cache=kv:sqlite:cache.db`. A type that is not known is left to the schema, which knows what may have been meant. */
 function ofOwnName(name: string, value: string | undefined): Fields | string {
   if (name === "") return "write NAME or NAME=VALUE, as in --grant kv";
-  const [, type, rest] = /^([^:]*)(?::(.*))?$/s.exec(value ?? name) ?? [];
+  if (value === undefined) return {};
+  const [, type, rest] = /^([^:]*)(?::(.*))?$/s.exec(value) ?? [];
   return isGrantType(type) ? fieldsOf(type, rest) : { type };
 }

@@ -15,9 +15,9 @@ import type { KvStore } from "../hostapi/kv-store.js";
 import { secret, type Secret } from "../hostapi/secret.js";
 import { didYouMean } from "./did-you-mean.js";
 import { SandboxError } from "./errors.js";
+import type { Grant } from "./options.js";
 import { fieldName, plainRule, PolicyError } from "./policy.js";
 import type { GrantPolicy, Policy } from "./policy-schema.js";
-import type { Grant } from "./types.js";
 
 export interface GrantPowers {
   /** Of the host: where secrets are looked up. */

@@ -11,6 +11,7 @@ import { z } from "zod";
 import { Addresses, parseRules, type HttpRule, type Rule } from "../hostapi/http-rules.js";
 import { didYouMean } from "./did-you-mean.js";
 import { SandboxError } from "./errors.js";
+import { DEFAULT_LIMITS, LIMITS, type PartialLimits } from "./limits.js";
 import {
   GRANT_SCHEMAS,
   GRANT_TYPES,
@@ -87,7 +88,15 @@ export function policyOf(value: unknown, dir: string, also?: { grants: object; d
   if (problems.length === 0) problems.push(...crossCheck(grants));
   if (problems.length > 0 || !outer.success) throw new PolicyError(problems);
   const { engine, limits = {} } = outer.data;
-  return deepFreeze({ engine, limits, grants });
+  return deepFreeze({ engine, limits: { ...patience(limits, grants), ...limits }, grants });
+}
+
+/** Who may ask a person and says nothing of the wall clock waits as long as the person may take, and computes no longer. */
+function patience({ wallMs }: PartialLimits, grants: Readonly<Record<string, GrantPolicy>>): PartialLimits {
+  const waits = Object.values(grants).flatMap((grant) => (grant.type === "approve" ? [grant.timeoutMs] : []));
+  if (wallMs !== undefined || waits.length === 0) return {};
+  const { wallMs: computing, cpuMs } = DEFAULT_LIMITS;
+  return { wallMs: Math.min(computing + Math.max(...waits), LIMITS.wallMs.max), cpuMs };
 }
 
 /** The grants even if something else is wrong: everything is to be told at once. */

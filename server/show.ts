@@ -84,11 +84,12 @@ export function jsonable(value: unknown): unknown {
 export function outcomeJson(outcome: Outcome): string {
   const plain = outcome.status === "ok" ? { ...outcome, value: jsonable(outcome.value) } : outcome;
   const { status, ...rest } = plain; // the status first, for readers
-  return JSON.stringify({ status, ...rest }).replace(
-    UNSAFE,
-    (char) => `\\u${code(char).toString(16).padStart(4, "0")}`,
-  );
+  return jsonText({ status, ...rest });
 }
+
+/** One line of JSON in which nothing stands that a terminal would obey. */
+export const jsonText = (value: unknown): string =>
+  JSON.stringify(value).replace(UNSAFE, (char) => `\\u${code(char).toString(16).padStart(4, "0")}`);
 
 // ---- for people -----------------------------------------------------------------------------------------------------
 

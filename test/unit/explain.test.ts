@@ -30,7 +30,7 @@ const plan = planJail(host, {
 });
 
 describe("explain", () => {
-  const explanation = explain({ engine: "quickjs", limits: DEFAULT_LIMITS, plan, filter: true });
+  const explanation = explain({ engine: "quickjs", limits: DEFAULT_LIMITS, grants: [], plan, filter: true });
 
   test("has every limit, every layer of the plan and every call of the profile", () => {
     expect(explanation.limits.map(({ name }) => name)).toEqual(Object.keys(LIMITS));
@@ -59,7 +59,13 @@ describe("explain", () => {
   });
 
   test("promises nothing of a kernel hull where there is none", () => {
-    const none = explain({ engine: "quickjs", limits: DEFAULT_LIMITS, plan: undefined, filter: true });
+    const none = explain({
+      engine: "quickjs",
+      limits: DEFAULT_LIMITS,
+      grants: [],
+      plan: undefined,
+      filter: true,
+    });
     expect(none).toMatchObject({ hull: "language-only", layers: [], fixed: [] });
     expect(none.systemCalls ?? none.landlock ?? none.filter).toBeUndefined();
     expect(explanationText(none)).toContain("NO kernel hull");

@@ -1,5 +1,5 @@
 /** Soundness is the property: whatever B allows and A does not is listed. Narrowings that are listed too are no fault. */
-import fc from "fast-check";
+import * as fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { parseRules, permits } from "#hostapi/http-rules";
 import { policyOf } from "#server/policy";
@@ -49,7 +49,7 @@ const STEPS: [what: string, narrow: object, wide: object, field: string][] = [
   ["a wider range", { grants: { http: { allow: ["https://a.example/*"], open: ["10.1.0.0/16"] } } }, { grants: { http: { allow: ["https://a.example/*"], open: ["10.0.0.0/8"] } } }, "grants.http.open[0]"],
   ["redirects", { grants: { http: { allow: ["https://a.example/*"], maxRedirects: 0 } } }, { grants: http("https://a.example/*") }, "grants.http.maxRedirects"],
   ["an event", { grants: { events: { names: ["a"] } } }, { grants: { events: true } }, "grants.events.names"],
-  ["patience", { grants: { approve: { timeoutMs: 5 } } }, { grants: { approve: true } }, "grants.approve.timeoutMs"],
+  ["patience", { limits: { wallMs: 50 }, grants: { approve: { timeoutMs: 5 } } }, { limits: { wallMs: 50 }, grants: { approve: true } }, "grants.approve.timeoutMs"],
 ]; // prettier-ignore
 
 describe("one step", () => {

@@ -55,6 +55,11 @@ describe("a policy", () => {
     expect(policy.grants["files"]).not.toHaveProperty("quotaBytes");
   });
 
+  test("that lets a script ask a person gives the person time, unless it says how much", () => {
+    expect(grants({ approve: { timeoutMs: 5000 } }).limits).toEqual({ wallMs: 6000, cpuMs: 1000 });
+    expect(parse({ limits: { wallMs: 50 }, grants: { approve: true } }).limits).toEqual({ wallMs: 50 });
+  });
+
   test("grants nothing if it says nothing", () => {
     expect(parse({})).toEqual({ engine: "quickjs", limits: {}, grants: {} });
   });
@@ -90,7 +95,7 @@ describe("what is refused", () => {
     ["an ambient grant under a name of one's own", { time: { type: "clock" } }, "grants.time", /name the grant clock/],
     ["a name that env cannot have", { "a-b": { type: "kv" } }, 'grants["a-b"]', /cannot be a name/],
     ["a name that objects have", { constructor: { type: "kv" } }, "grants.constructor", /cannot be a name/],
-    ["a name that makes env a promise", { then: { type: "kv" } }, "grants.then", /cannot be a name/],
+    ["a name that makes env a promise", Object.fromEntries([["then", { type: "kv" }]]), "grants.then", /cannot be a name/],
     ["false for a grant", { kv: false }, "grants.kv", /true/],
     ["an unknown field, with the one that was meant", { kv: { namespce: "a" } }, "grants.kv.namespce", /did you mean namespace\?/],
     ["an unknown field further down", { kv: { budget: { call: 1 } } }, "grants.kv.budget.call", /did you mean calls\?/],
