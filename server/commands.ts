@@ -4,16 +4,22 @@
  * What `run` does not need at once is imported where it is used: its start is somebody's waiting time.
  */
 import fs from "node:fs";
+import path from "node:path";
 import type { Readable } from "node:stream";
+import tty from "node:tty";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { SandboxError } from "./errors.js";
+import type { Granted, GrantPowers } from "./grants.js";
 import type { LimitName, PartialLimits } from "./limits.js";
+import type { Policy } from "./policy-schema.js";
 import type { SandboxPowers } from "./sandbox.js";
-import { errorText, logText, neutral, outcomeJson, painter, stopText, valueText } from "./show.js";
+import { errorText, jsonText, logText, neutral, outcomeJson, painter, stopText, valueText } from "./show.js";
 
 const EXIT = {
   ok: 0,
   threw: 1,
+  /** Of `policy diff`. */
+  additions: 1,
   usage: 2,
   stopped: 3,
   hostCannot: 4,
@@ -54,9 +60,148 @@ for (const stream of [stdout, stderr]) {
 const write = (stream: NodeJS.WriteStream, text: string): Promise<void> =>
   text === "" ? Promise.resolve() : new Promise((resolve) => stream.write(text, () => resolve()));
 
+// ---- policies -------------------------------------------------------------------------------------------------------
+
+interface PolicyFlags {
+  policy?: string;
+  grant: string[];
+}
+
+const MAX_POLICY_BYTES = 1024 * 1024;
+
+/** A file's policy; what is wrong with it is told with the file's name. */
+async function readPolicy(file: string): Promise<Policy> {
+  return policyFrom({ policy: file, grant: [] });
+}
+
+/** What the flags grant: a file's policy and the grants beside it. */
+async function policyFrom({ policy: file, grant }: PolicyFlags): Promise<Policy> {
+  const [{ parsePolicy, PolicyError }, { grantsFromFlags }] = await Promise.all([
+    import("./policy.js"),
+    import("./grant-flags.js"),
+  ]);
+  const text = file === undefined ? "{}" : await readText(fs.createReadStream(file), file, MAX_POLICY_BYTES);
+  const beside = { grants: grantsFromFlags(grant), dir: process.cwd() };
+  try {
+    return parsePolicy(text, path.dirname(path.resolve(file ?? "")), beside);
+  } catch (error) {
+    if (!(error instanceof PolicyError) || file === undefined) throw error;
+    const problems = error.problems.map(({ field, message }) => ({
+      field,
+      message: field === "" ? `${file}: ${message}` : message,
+    }));
+    throw new PolicyError(problems, { cause: error });
+  }
+}
+
+/** What this process can give to a script. `say` prints what it says. */
+function ownPowers(say: (event: import("../hostapi/events.js").RunEvent) => void): GrantPowers {
+  return {
+    env: process.env,
+    readText: (file) => readText(fs.createReadStream(file), file, MAX_SECRET_BYTES),
+    async files() {
+      const [{ filesWith }, { beneath }] = await Promise.all([
+        import("../hostapi/files.js"),
+        import("../osjail/beneath.js"),
+      ]);
+      return filesWith(beneath());
+    },
+    async sqlite(file) {
+      const { sqliteStore } = await import("../hostapi/kv-sqlite.js");
+      return sqliteStore(file);
+    },
+    async ask(question, signal) {
+      const { askPerson } = await import("./terminal.js");
+      return askPerson(question, signal, openTerminal);
+    },
+    onEvent: say,
+  };
+}
+
+const MAX_SECRET_BYTES = 64 * 1024;
+
+/** The terminal that this process was started from, whatever its standard streams are. Throws where there is none. */
+function openTerminal(): import("./terminal.js").Terminal {
+  const input = new tty.ReadStream(fs.openSync("/dev/tty", "r"));
+  const output = new tty.WriteStream(fs.openSync("/dev/tty", "w"));
+  return { input, output, close: () => void (input.destroy(), output.destroy()) };
+}
+
+/** The grants of a run; nothing is loaded for a run that has none. */
+async function openGrants(policy: Policy | undefined, json: boolean): Promise<Granted> {
+  if (policy === undefined) return { grants: {}, close: () => {} };
+  const [{ grantsOf }, { eventText, eventJson }] = await Promise.all([
+    import("./grants.js"),
+    import("./terminal.js"),
+  ]);
+  return grantsOf(
+    policy,
+    ownPowers((event) => void stderr.write(json ? eventJson(event) : eventText(event))),
+  );
+}
+
+async function checkPolicy(file: string, flags: { json?: true }): Promise<number> {
+  const [{ PolicyError }, { policyWords }, { grantsOf, hollowPowers }, { grantsText }] = await Promise.all([
+    import("./policy.js"),
+    import("./policy-words.js"),
+    import("./grants.js"),
+    import("./explain.js"),
+  ]);
+  try {
+    const policy = await readPolicy(file);
+    (await grantsOf(policy, hollowPowers())).close();
+    const grants = policyWords(policy);
+    const text = `${neutral(file)} is a policy. It grants:\n${neutral(grantsText(grants))}`;
+    await write(stdout, flags.json ? `${jsonText({ ok: true, problems: [], grants })}\n` : text);
+    return EXIT.ok;
+  } catch (error) {
+    if (!(error instanceof PolicyError) || !flags.json) throw error;
+    await write(stdout, `${jsonText({ ok: false, problems: error.problems, grants: [] })}\n`);
+    return EXIT.usage;
+  }
+}
+
+async function diffPolicies(a: string, b: string, flags: { json?: true }): Promise<number> {
+  const { policyDiff } = await import("./policy-diff.js");
+  const additions = policyDiff(await readPolicy(a), await readPolicy(b), realPath);
+  const lines = additions.map(({ field, words }) => `  ${neutral(`${field}: ${words}`)}\n`);
+  const text =
+    lines.length === 0
+      ? `${neutral(b)} allows nothing that ${neutral(a)} does not.\n`
+      : `${neutral(b)} additionally allows:\n${lines.join("")}`;
+  await write(stdout, flags.json ? `${jsonText({ additions })}\n` : text);
+  return additions.length === 0 ? EXIT.ok : EXIT.additions;
+}
+
+/** Where a directory really is; one that is not there is where it says. */
+function realPath(directory: string): string {
+  try {
+    return fs.realpathSync(directory);
+  } catch {
+    return directory; // nothing leads anywhere from it
+  }
+}
+
+async function printSchema(): Promise<number> {
+  const { policyJsonSchema } = await import("./policy-schema.js");
+  await write(stdout, `${JSON.stringify(policyJsonSchema(), null, 2)}\n`);
+  return EXIT.ok;
+}
+
+async function printTypes(flags: PolicyFlags): Promise<number> {
+  const [{ grantsOf, hollowPowers }, { environmentTypes }] = await Promise.all([
+    import("./grants.js"),
+    import("./types.js"),
+  ]);
+  const granted = await grantsOf(await policyFrom(flags), hollowPowers());
+  granted.close();
+  await write(stdout, environmentTypes(granted.grants));
+  return EXIT.ok;
+}
+
 // ---- run ------------------------------------------------------------------------------------------------------------
 
-interface RunFlags {
+interface RunFlags extends PolicyFlags {
   eval?: string;
   engine: "quickjs";
   limit: PartialLimits;
@@ -75,7 +220,9 @@ interface Script {
 }
 
 async function run(file: string | undefined, flags: RunFlags): Promise<number> {
-  const { limits, largest } = await completeForRun(flags.limit);
+  const asksForGrants = flags.policy !== undefined || flags.grant.length > 0;
+  const policy = asksForGrants ? await policyFrom(flags) : undefined;
+  const { limits, largest } = await completeForRun({ ...policy?.limits, ...flags.limit });
   const script = await readScript(file, flags, largest);
   const modules: [string, string][] = [];
   for (const [name, path] of flags.module) {
@@ -85,7 +232,7 @@ async function run(file: string | undefined, flags: RunFlags): Promise<number> {
   // writes to can be ended by nothing but the end of the process.
   const interrupt = onInterrupt();
   try {
-    return await runScript(script, modules, limits, flags, interrupt);
+    return await runScript(script, modules, limits, policy, flags, interrupt);
   } catch (error) {
     if (!interrupt.signal.aborted) throw error;
     return interrupt.exitCode; // whatever an interruption broke off is no news
@@ -96,6 +243,7 @@ async function runScript(
   script: Script,
   modules: [string, string][],
   limits: PartialLimits,
+  policy: Policy | undefined,
   flags: RunFlags,
   interrupt: Interrupt,
 ): Promise<number> {
@@ -106,6 +254,7 @@ async function runScript(
       "doublehull: warning: no kernel hull (language-only); for development, not for strangers' code\n",
     );
   }
+  const granted = await openGrants(policy, flags.json === true);
   const endNote = noteWhenSlow("starting the sandbox...");
   const sandbox = await Sandbox.create(
     {
@@ -119,18 +268,25 @@ async function runScript(
       typescript: isTypeScript(script.name) || modules.some(([name]) => isTypeScript(name)),
     },
     { launchFrom: "main", env: process.env, launched: ahead },
-  ).finally(endNote);
+  )
+    .catch((error: unknown) => {
+      granted.close();
+      throw error;
+    })
+    .finally(endNote);
   let outcome;
   try {
     outcome = await sandbox.run(script.source, {
       name: script.name,
       type: script.type,
       input: flags.input,
+      grants: granted.grants,
       modules: Object.fromEntries(modules),
       signal: interrupt.signal,
     });
   } finally {
     await sandbox.close();
+    granted.close();
   }
   if (flags.json) {
     await write(stdout, `${outcomeJson(outcome)}\n`);
@@ -287,7 +443,7 @@ async function doctor(flags: { json?: true }): Promise<number> {
   return report.ok ? EXIT.ok : EXIT.hostCannot;
 }
 
-interface ExplainFlags {
+interface ExplainFlags extends PolicyFlags {
   engine: "quickjs";
   limit: PartialLimits;
   hull: "double" | "language-only";
@@ -297,11 +453,15 @@ interface ExplainFlags {
 }
 
 async function explainRun(flags: ExplainFlags): Promise<number> {
-  const [{ explain, explanationText }, { completeLimits, WORKER_OVERHEAD_MB }] = await Promise.all([
-    import("./explain.js"),
-    import("./limits.js"),
-  ]);
-  const limits = completeLimits((await completeForRun(flags.limit)).limits);
+  const [{ explain, explanationText }, { completeLimits, WORKER_OVERHEAD_MB }, { policyWords }, policy] =
+    await Promise.all([
+      import("./explain.js"),
+      import("./limits.js"),
+      import("./policy-words.js"),
+      policyFrom(flags),
+    ]);
+  const limits = completeLimits((await completeForRun({ ...policy.limits, ...flags.limit })).limits);
+  const grants = policyWords(policy);
   let plan;
   if (flags.hull === "double") {
     const [{ readHost }, { planJail }] = await Promise.all([
@@ -318,8 +478,9 @@ async function explainRun(flags: ExplainFlags): Promise<number> {
       without: [],
     });
   }
-  const explanation = explain({ engine: flags.engine, limits, plan, filter: flags.filter === true });
-  await write(stdout, flags.json ? `${JSON.stringify(explanation)}\n` : explanationText(explanation));
+  const explanation = explain({ engine: flags.engine, limits, grants, plan, filter: flags.filter === true });
+  const text = flags.json ? `${jsonText(explanation)}\n` : neutral(explanationText(explanation));
+  await write(stdout, text);
   return EXIT.ok;
 }
 
@@ -364,6 +525,12 @@ const limitOption = () =>
     .argParser(addLimit)
     .default({}, "the defaults below");
 
+const policyOption = () => new Option("--policy <file>", "what the script may do, as JSON");
+const grantOption = () =>
+  new Option("--grant <NAME=VALUE>", "one thing that the script may do; repeatable")
+    .argParser((text: string, before: string[]) => [...before, text])
+    .default([], "none");
+
 const RUN_EXAMPLES = `
 Examples:
   $ doublehull run script.ts
@@ -371,6 +538,7 @@ Examples:
   $ doublehull run sum.js --input '{"numbers":[1,2,3]}' --limit wallMs=300 --limit memoryMb=32
   $ echo 'export default () => 42' | doublehull run -
   $ doublehull run main.js --module lib=./lib.js --json
+  $ doublehull run main.js --grant kv --grant files=./data:ro --grant 'http=https://api.example.com/*'
 
 A module's default export is called with (input, env). Results go to the standard output, the script's logs and
 errors to the standard error. In --json, values that JSON lacks are objects with the key "$type": undefined, number
@@ -408,6 +576,8 @@ function grammar(done: (code: number) => void): Command {
     .option("--json", "print the outcome as one JSON object, and nothing else, on the standard output")
     .addOption(hullOption())
     .option("--require-cgroup", "refuse to run where no cgroup can be had")
+    .addOption(policyOption())
+    .addOption(grantOption())
     .addHelpText("after", RUN_EXAMPLES + EXIT_HELP)
     .action(async (file: string | undefined, flags: RunFlags) => done(await run(file, flags)));
 
@@ -428,22 +598,58 @@ function grammar(done: (code: number) => void): Command {
     .addOption(limitOption())
     .addOption(hullOption())
     .option("--require-cgroup", "refuse where no cgroup can be had")
+    .addOption(policyOption())
+    .addOption(grantOption())
     .option("--filter", "print the seccomp filter, disassembled")
     .option("--json", "print it as one JSON object")
     .action(async (flags: ExplainFlags) => done(await explainRun(flags)));
+
+  program
+    .command("types")
+    .summary("write the TypeScript declarations of a script's env")
+    .description("Writes a .d.ts of what a script may call with these grants. Opens nothing.")
+    .addOption(policyOption())
+    .addOption(grantOption())
+    .action(async (flags: PolicyFlags) => done(await printTypes(flags)));
+
+  const policies = program
+    .command("policy")
+    .summary("check and compare policies")
+    .description("Policies: what a script may do, in a JSON file.");
+  policies
+    .command("check <FILE>")
+    .description(
+      "Says what a policy grants, or what is wrong with it. Opens nothing. Exit code 2: it is wrong.",
+    )
+    .option("--json", "print it as one JSON object")
+    .action(async (file: string, flags: { json?: true }) => done(await checkPolicy(file, flags)));
+  policies
+    .command("diff <A> <B>")
+    .description("Says what B allows and A does not. Exit code 1: something, 0: nothing.")
+    .option("--json", "print it as one JSON object")
+    .action(async (a: string, b: string, flags: { json?: true }) => done(await diffPolicies(a, b, flags)));
+  policies
+    .command("schema")
+    .description("Prints the JSON schema of policies, for editors.")
+    .action(async () => done(await printSchema()));
   return program;
 }
 
 /** After the help of a command that takes limits: their table, which costs an import that a run need not pay here. */
 async function limitsHelp(): Promise<string> {
-  const [{ LIMITS }, { table }] = await Promise.all([import("./limits.js"), import("./explain.js")]);
+  const [{ LIMITS }, { table }, { GRANT_USAGE }] = await Promise.all([
+    import("./limits.js"),
+    import("./explain.js"),
+    import("./grant-flags.js"),
+  ]);
   const rows = Object.entries(LIMITS).map(([name, row]) => [
     name,
     `${row.default}`,
     `${row.min} to ${row.max}`,
     row.stops,
   ]);
-  return `\nLimits:\n${table([["name", "default", "range", "stops"], ...rows])}`;
+  const grants = GRANT_USAGE.map((usage) => `  ${usage}\n`).join("");
+  return `\nLimits:\n${table([["name", "default", "range", "stops"], ...rows])}\nGrants (--grant):\n${grants}`;
 }
 
 async function main(args: readonly string[]): Promise<number> {

@@ -9,6 +9,7 @@ import { explainLandlock } from "../osjail/landlock.js";
 import type { JailPlan, LayerReport } from "../osjail/plan.js";
 import { compile, explainProfile, PROFILES, type ExplainedRule } from "../osjail/seccomp.js";
 import { FIXED_LIMITS, LIMITS, type LimitName, type Limits } from "./limits.js";
+import type { GrantWords } from "./policy-words.js";
 
 export interface LimitLine {
   name: LimitName;
@@ -26,6 +27,8 @@ export interface Explanation {
   limits: LimitLine[];
   /** Not for sale, with who holds them. */
   fixed: { name: string; value: number; held: string }[];
+  /** What it may do through the broker. */
+  grants: readonly GrantWords[];
   /** Empty without a kernel hull; the three below are then absent. */
   layers: LayerReport[];
   systemCalls?: ExplainedRule[];
@@ -38,12 +41,13 @@ export interface Explanation {
 export interface ExplainRequest {
   engine: string;
   limits: Readonly<Limits>;
+  grants: readonly GrantWords[];
   /** Absent: hull "language-only". */
   plan: JailPlan | undefined;
   filter: boolean;
 }
 
-export function explain({ engine, limits, plan, filter }: ExplainRequest): Explanation {
+export function explain({ engine, limits, grants, plan, filter }: ExplainRequest): Explanation {
   // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- keys of a table that is const
   const rows = (Object.keys(LIMITS) as LimitName[]).map((name) => ({
     name,
@@ -51,13 +55,15 @@ export function explain({ engine, limits, plan, filter }: ExplainRequest): Expla
     ...LIMITS[name],
   }));
   const fixed = Object.entries(FIXED_LIMITS).map(([name, row]) => ({ name, ...row }));
-  if (plan === undefined) return { hull: "language-only", engine, limits: rows, fixed: [], layers: [] };
+  if (plan === undefined)
+    return { hull: "language-only", engine, limits: rows, fixed: [], grants, layers: [] };
   const profile = PROFILES[plan.profile];
   return {
     hull: "double",
     engine,
     limits: rows,
     fixed,
+    grants,
     layers: plan.layers,
     systemCalls: explainProfile(profile, plan.arch),
     landlock: {
@@ -99,8 +105,18 @@ export function table(rows: readonly (readonly string[])[]): string {
     .join("");
 }
 
+/** Each grant and what bounds it. The texts of a policy's writer in it are for the caller to escape. */
+export function grantsText(grants: readonly GrantWords[]): string {
+  if (grants.length === 0) return "  nothing: it computes, and reaches nothing outside its process\n";
+  return grants
+    .map(({ name, what, details }) =>
+      [`  ${name}: ${what}\n`, ...details.map((line) => `      ${line}\n`)].join(""),
+    )
+    .join("");
+}
+
 export function explanationText(explanation: Explanation): string {
-  const { hull, engine, limits, fixed, layers, systemCalls, landlock, filter } = explanation;
+  const { hull, engine, limits, fixed, grants, layers, systemCalls, landlock, filter } = explanation;
   const parts = [
     `A run gets a new process that has never served anyone, the ${engine} engine in it, and these limits:\n`,
     table([
@@ -112,6 +128,7 @@ export function explanationText(explanation: Explanation): string {
       ]),
     ]),
   ];
+  parts.push("\nGranted, through the capability broker:\n", grantsText(grants));
   if (hull === "language-only") {
     parts.push(
       "\nThere is NO kernel hull (language-only): a hole in the engine is a hole in this machine. For development.\n",
