@@ -4,13 +4,12 @@
  * What `run` does not need at once is imported where it is used: its start is somebody's waiting time.
  */
 import fs from "node:fs";
-import path from "node:path";
 import type { Readable } from "node:stream";
-import tty from "node:tty";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { SandboxError } from "./errors.js";
-import type { Granted, GrantPowers } from "./grants.js";
+import type { Granted } from "./grants.js";
 import type { LimitName, PartialLimits } from "./limits.js";
+import type { PolicyFlags } from "./policy-commands.js";
 import type { Policy } from "./policy-schema.js";
 import type { SandboxPowers } from "./sandbox.js";
 import { errorText, jsonText, logText, neutral, outcomeJson, painter, stopText, valueText } from "./show.js";
@@ -62,141 +61,36 @@ const write = (stream: NodeJS.WriteStream, text: string): Promise<void> =>
 
 // ---- policies -------------------------------------------------------------------------------------------------------
 
-interface PolicyFlags {
-  policy?: string;
-  grant: string[];
+const policyCommands = () => import("./policy-commands.js");
+const readFile = (file: string, mostBytes: number): Promise<string> =>
+  readText(fs.createReadStream(file), file, mostBytes);
+
+async function checkPolicy(file: string, flags: { json?: true }): Promise<number> {
+  const { ok, text } = await (await policyCommands()).checkPolicy(file, readFile, flags.json === true);
+  await write(stdout, text);
+  return ok ? EXIT.ok : EXIT.usage;
 }
 
-const MAX_POLICY_BYTES = 1024 * 1024;
-
-/** A file's policy; what is wrong with it is told with the file's name. */
-async function readPolicy(file: string): Promise<Policy> {
-  return policyFrom({ policy: file, grant: [] });
+async function diffPolicies(a: string, b: string, flags: { json?: true }): Promise<number> {
+  const { more, text } = await (await policyCommands()).diffPolicies(a, b, readFile, flags.json === true);
+  await write(stdout, text);
+  return more ? EXIT.additions : EXIT.ok;
 }
 
-/** What the flags grant: a file's policy and the grants beside it. */
-async function policyFrom({ policy: file, grant }: PolicyFlags): Promise<Policy> {
-  const [{ parsePolicy, PolicyError }, { grantsFromFlags }] = await Promise.all([
-    import("./policy.js"),
-    import("./grant-flags.js"),
-  ]);
-  const text = file === undefined ? "{}" : await readText(fs.createReadStream(file), file, MAX_POLICY_BYTES);
-  const beside = { grants: grantsFromFlags(grant), dir: process.cwd() };
-  try {
-    return parsePolicy(text, path.dirname(path.resolve(file ?? "")), beside);
-  } catch (error) {
-    if (!(error instanceof PolicyError) || file === undefined) throw error;
-    const problems = error.problems.map(({ field, message }) => ({
-      field,
-      message: field === "" ? `${file}: ${message}` : message,
-    }));
-    throw new PolicyError(problems, { cause: error });
-  }
+async function printSchema(): Promise<number> {
+  await write(stdout, (await policyCommands()).schemaText());
+  return EXIT.ok;
 }
 
-/** What this process can give to a script. `say` prints what it says. */
-function ownPowers(say: (event: import("../hostapi/events.js").RunEvent) => void): GrantPowers {
-  return {
-    env: process.env,
-    readText: (file) => readText(fs.createReadStream(file), file, MAX_SECRET_BYTES),
-    async files() {
-      const [{ filesWith }, { beneath }] = await Promise.all([
-        import("../hostapi/files.js"),
-        import("../osjail/beneath.js"),
-      ]);
-      return filesWith(beneath());
-    },
-    async sqlite(file) {
-      const { sqliteStore } = await import("../hostapi/kv-sqlite.js");
-      return sqliteStore(file);
-    },
-    async ask(question, signal) {
-      const { askPerson } = await import("./terminal.js");
-      return askPerson(question, signal, openTerminal);
-    },
-    onEvent: say,
-  };
-}
-
-const MAX_SECRET_BYTES = 64 * 1024;
-
-/** The terminal that this process was started from, whatever its standard streams are. Throws where there is none. */
-function openTerminal(): import("./terminal.js").Terminal {
-  const input = new tty.ReadStream(fs.openSync("/dev/tty", "r"));
-  const output = new tty.WriteStream(fs.openSync("/dev/tty", "w"));
-  return { input, output, close: () => void (input.destroy(), output.destroy()) };
+async function printTypes(flags: PolicyFlags): Promise<number> {
+  await write(stdout, await (await policyCommands()).typesText(flags, readFile));
+  return EXIT.ok;
 }
 
 /** The grants of a run; nothing is loaded for a run that has none. */
 async function openGrants(policy: Policy | undefined, json: boolean): Promise<Granted> {
   if (policy === undefined) return { grants: {}, close: () => {} };
-  const [{ grantsOf }, { eventText, eventJson }] = await Promise.all([
-    import("./grants.js"),
-    import("./terminal.js"),
-  ]);
-  return grantsOf(
-    policy,
-    ownPowers((event) => void stderr.write(json ? eventJson(event) : eventText(event))),
-  );
-}
-
-async function checkPolicy(file: string, flags: { json?: true }): Promise<number> {
-  const [{ PolicyError }, { policyWords }, { grantsOf, hollowPowers }, { grantsText }] = await Promise.all([
-    import("./policy.js"),
-    import("./policy-words.js"),
-    import("./grants.js"),
-    import("./explain.js"),
-  ]);
-  try {
-    const policy = await readPolicy(file);
-    (await grantsOf(policy, hollowPowers())).close();
-    const grants = policyWords(policy);
-    const text = `${neutral(file)} is a policy. It grants:\n${neutral(grantsText(grants))}`;
-    await write(stdout, flags.json ? `${jsonText({ ok: true, problems: [], grants })}\n` : text);
-    return EXIT.ok;
-  } catch (error) {
-    if (!(error instanceof PolicyError) || !flags.json) throw error;
-    await write(stdout, `${jsonText({ ok: false, problems: error.problems, grants: [] })}\n`);
-    return EXIT.usage;
-  }
-}
-
-async function diffPolicies(a: string, b: string, flags: { json?: true }): Promise<number> {
-  const { policyDiff } = await import("./policy-diff.js");
-  const additions = policyDiff(await readPolicy(a), await readPolicy(b), realPath);
-  const lines = additions.map(({ field, words }) => `  ${neutral(`${field}: ${words}`)}\n`);
-  const text =
-    lines.length === 0
-      ? `${neutral(b)} allows nothing that ${neutral(a)} does not.\n`
-      : `${neutral(b)} additionally allows:\n${lines.join("")}`;
-  await write(stdout, flags.json ? `${jsonText({ additions })}\n` : text);
-  return additions.length === 0 ? EXIT.ok : EXIT.additions;
-}
-
-/** Where a directory really is; one that is not there is where it says. */
-function realPath(directory: string): string {
-  try {
-    return fs.realpathSync(directory);
-  } catch {
-    return directory; // nothing leads anywhere from it
-  }
-}
-
-async function printSchema(): Promise<number> {
-  const { policyJsonSchema } = await import("./policy-schema.js");
-  await write(stdout, `${JSON.stringify(policyJsonSchema(), null, 2)}\n`);
-  return EXIT.ok;
-}
-
-async function printTypes(flags: PolicyFlags): Promise<number> {
-  const [{ grantsOf, hollowPowers }, { environmentTypes }] = await Promise.all([
-    import("./grants.js"),
-    import("./types.js"),
-  ]);
-  const granted = await grantsOf(await policyFrom(flags), hollowPowers());
-  granted.close();
-  await write(stdout, environmentTypes(granted.grants));
-  return EXIT.ok;
+  return (await policyCommands()).openGrants(policy, readFile, (text) => void stderr.write(text), json);
 }
 
 // ---- run ------------------------------------------------------------------------------------------------------------
@@ -221,7 +115,7 @@ interface Script {
 
 async function run(file: string | undefined, flags: RunFlags): Promise<number> {
   const asksForGrants = flags.policy !== undefined || flags.grant.length > 0;
-  const policy = asksForGrants ? await policyFrom(flags) : undefined;
+  const policy = asksForGrants ? await (await policyCommands()).policyFrom(flags, readFile) : undefined;
   const { limits, largest } = await completeForRun({ ...policy?.limits, ...flags.limit });
   const script = await readScript(file, flags, largest);
   const modules: [string, string][] = [];
@@ -458,7 +352,7 @@ async function explainRun(flags: ExplainFlags): Promise<number> {
       import("./explain.js"),
       import("./limits.js"),
       import("./policy-words.js"),
-      policyFrom(flags),
+      policyCommands().then(({ policyFrom }) => policyFrom(flags, readFile)),
     ]);
   const limits = completeLimits((await completeForRun({ ...policy.limits, ...flags.limit })).limits);
   const grants = policyWords(policy);

@@ -95,7 +95,7 @@ describe("what is refused", () => {
     ["an ambient grant under a name of one's own", { time: { type: "clock" } }, "grants.time", /name the grant clock/],
     ["a name that env cannot have", { "a-b": { type: "kv" } }, 'grants["a-b"]', /cannot be a name/],
     ["a name that objects have", { constructor: { type: "kv" } }, "grants.constructor", /cannot be a name/],
-    ["a name that makes env a promise", Object.fromEntries([["then", { type: "kv" }]]), "grants.then", /cannot be a name/],
+    ["a name that makes env a promise", JSON.parse('{"then":{"type":"kv"}}'), "grants.then", /cannot be a name/],
     ["false for a grant", { kv: false }, "grants.kv", /true/],
     ["an unknown field, with the one that was meant", { kv: { namespce: "a" } }, "grants.kv.namespce", /did you mean namespace\?/],
     ["an unknown field further down", { kv: { budget: { call: 1 } } }, "grants.kv.budget.call", /did you mean calls\?/],
