@@ -508,7 +508,6 @@ describe.each(ENGINES)("the engine %s", (engine) => {
       "global",
       "Deno",
       "Bun",
-      "fetch",
       "std",
       "os",
       "scriptArgs",
