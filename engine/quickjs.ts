@@ -15,7 +15,6 @@ import {
   type QuickJSWASMModule,
   type QuickJSRuntime,
 } from "quickjs-emscripten";
-import { codec } from "./codec.js";
 import {
   resultText,
   type BootOptions,
@@ -27,7 +26,8 @@ import {
   type InnerStop,
   type Job,
 } from "./engine.js";
-import { JUMP, RAN_ONE, world } from "./world.js";
+import { codecSource, worldSource } from "./guest.js";
+import { JUMP, RAN_ONE, type WorldControl } from "./world.js";
 
 /** Pages that the module demands at least, 16 MiB: Emscripten's INITIAL_MEMORY, fixed when it was built. */
 const MODULE_PAGES = 256;
@@ -88,11 +88,14 @@ interface Native {
   _QTS_GetArrayBuffer(context: number, value: number): number;
   _QTS_GetArrayBufferLength(context: number, value: number): number;
   _QTS_ArgvGetJSValueConstPointer(argv: number, index: number): number;
-  _QTS_DupValuePointer(context: number, value: number): number;
+  _QTS_IsJobPending(runtime: number): number;
+  _QTS_ExecutePendingJob(runtime: number, most: number, contextOut: number): number;
   _QTS_GetUndefined(): number;
-  _QTS_GetTrue(): number;
-  _QTS_GetFalse(): number;
 }
+
+/** A JSValue in linear memory: 8 bytes, NaN-boxed on 32 bits; the high word of an integer is 0 (quickjs.h, JS_TAG_INT). */
+const VALUE_BYTES = 8;
+const INTEGER_TAG = 0;
 
 /**
  * All of it is there from the start: growing in the worker would make V8 collect garbage, which writes to sealed pages.
@@ -116,7 +119,7 @@ interface Instance {
   native: Native;
   /** The linear memory, which never moves. */
   bytes: Uint8Array;
-  words: Uint32Array;
+  words: Int32Array;
   guest: BootOptions["guest"];
   /** Functions of ours that guests' realms were given; their numbers follow those of the package. */
   functions: ((argc: number, argv: number) => number)[];
@@ -124,9 +127,19 @@ interface Instance {
 
 const FIRST_OWN_FUNCTION = 1_000_000;
 
-const CONTROLS = ["begin", "settleModule", "settleScript", "fail", "deliver", "turn", "due"] as const;
+const CONTROLS = [
+  "begin",
+  "settleModule",
+  "settleScript",
+  "fail",
+  "deliver",
+  "turn",
+  "due",
+] as const satisfies readonly (keyof WorldControl)[];
 type Kind = GuestMessage["kind"];
 const KINDS: readonly Kind[] = ["call", "reply", "release", "log", "result"];
+/** Messages of up to so many bytes lie in a block of their own that is never given back. */
+const ROOM_BYTES = 4096;
 
 class QuickJSImage implements Image {
   readonly #instance: Instance;
@@ -145,10 +158,14 @@ class QuickJSImage implements Image {
   #finished = false;
   #send: Send = () => {};
   #spare: QuickJSImage | undefined;
-  /** Addresses of the texts that name the kinds of messages, and of room for three arguments. */
+  /** Addresses of the texts that name the kinds of messages, of room for three arguments, of room for small messages. */
   readonly #kinds: ReadonlyMap<Kind, number>;
   readonly #argv: number;
+  readonly #room: number;
+  readonly #noBytes: number;
   readonly #undefined: number;
+  /** The runtime's address. */
+  readonly #rt: number;
 
   constructor(instance: Instance) {
     this.#instance = instance;
@@ -165,9 +182,10 @@ class QuickJSImage implements Image {
     const context = this.#runtime.newContext();
     this.#context = context;
     this.#ctx = (context as unknown as { ctx: { value: number } }).ctx.value;
+    this.#rt = (this.#runtime as unknown as { rt: { value: number } }).rt.value;
     const evaluate = (source: string) => context.unwrapResult(context.evalCode(`(${source})`, OWN_FILE));
-    const parts = [String(codec), guest.stubs, guest.web].map(evaluate);
-    const make = evaluate(String(world));
+    const parts = [codecSource, guest.stubs, guest.web].map(evaluate);
+    const make = evaluate(worldSource);
     const control = context.unwrapResult(
       context.callFunction(make, context.undefined, this.#host(), ...parts),
     );
@@ -176,7 +194,9 @@ class QuickJSImage implements Image {
     ) as Record<(typeof CONTROLS)[number], QuickJSHandle>;
     const names = KINDS.map((kind) => [kind, context.newString(kind)] as const);
     this.#kinds = new Map(names.map(([kind, handle]) => [kind, addressOf(handle)]));
-    this.#argv = native._malloc(3 * 4);
+    this.#argv = native._malloc(4 * 4);
+    this.#room = native._malloc(ROOM_BYTES + 1);
+    this.#noBytes = addressOf(context.newArrayBuffer(new ArrayBuffer(0)));
   }
 
   /** QuickJS reads its clock through Date.now of this realm: from here on it is the guest's. */
@@ -204,40 +224,29 @@ class QuickJSImage implements Image {
       context.setProp(host, name, handle);
       handle.dispose();
     };
-    add("emit", (argc, argv) => this.#emit(argc, argv));
+    for (const kind of KINDS) add(kind, (argc, argv) => this.#emit(kind, argc, argv));
     return host;
   }
 
-  /** Messages leave at once, so that a killed run keeps its logs. Arguments: kind, text, buffer... */
-  #emit(argc: number, argv: number): number {
+  /** Messages leave at once, so that a killed run keeps its logs. Arguments: text, buffer... */
+  #emit(kind: Kind, argc: number, argv: number): number {
     const native = this.#native;
-    const kind = this.#kindAt(native._QTS_ArgvGetJSValueConstPointer(argv, 0));
     // An interrupted async function rejects like any other: it is the deadline all the same.
     if (this.#finished || (kind === "result" && this.#wasInterrupted())) return this.#undefined;
     const { bytes } = this.#instance;
-    const address = native._QTS_GetString(this.#ctx, native._QTS_ArgvGetJSValueConstPointer(argv, 1));
+    const address = native._QTS_GetString(this.#ctx, argv);
     if (address === 0) return this.#undefined; // no memory left for the text: what follows will tell
     const text = bytes.subarray(address, bytes.indexOf(0, address)); // protocol texts are JSON and hold no NUL
-    const blobs: Uint8Array[] = [];
-    for (let i = 2; i < argc; i++) {
-      const buffer = native._QTS_ArgvGetJSValueConstPointer(argv, i);
+    let blobs = NO_BLOBS;
+    for (let i = 1; i < argc; i++) {
+      const buffer = argv + i * VALUE_BYTES;
       const start = native._QTS_GetArrayBuffer(this.#ctx, buffer);
-      blobs.push(bytes.subarray(start, start + native._QTS_GetArrayBufferLength(this.#ctx, buffer)));
+      blobs = [...blobs, bytes.subarray(start, start + native._QTS_GetArrayBufferLength(this.#ctx, buffer))];
     }
     if (kind === "result" && this.#isExhaustion(text)) this.#stop("memory", "out of memory");
     else this.#tell({ kind, text, blobs });
     native._QTS_FreeCString(this.#ctx, address);
     return this.#undefined;
-  }
-
-  #kindAt(value: number): Kind {
-    const { bytes } = this.#instance;
-    const address = this.#native._QTS_GetString(this.#ctx, value);
-    // Told apart by their second and third letters.
-    const letters = ((bytes[address + 1] as number) << 8) | (bytes[address + 2] as number);
-    this.#native._QTS_FreeCString(this.#ctx, address);
-    for (const kind of KINDS) if (((kind.charCodeAt(1) << 8) | kind.charCodeAt(2)) === letters) return kind;
-    throw new Error("a message of no known kind");
   }
 
   /** An exhausted heap cannot even make its error object: QuickJS then throws null. */
@@ -290,20 +299,21 @@ class QuickJSImage implements Image {
     this.#installLoader(job);
     let started = false;
     let outstanding = 0;
-    let room: { text: number; textBytes: number; blob: number; blobBytes: number } | undefined;
+    let room: Room | undefined;
     return {
       get outstanding() {
         return outstanding;
       },
       reserve: (textBytes, blobBytes) => {
-        const text = this.#native._malloc(textBytes + 1);
-        const blob = this.#native._malloc(Math.max(1, blobBytes));
-        if (text === 0 || blob === 0) return undefined;
-        room = { text, textBytes, blob, blobBytes };
+        const small = textBytes <= ROOM_BYTES;
+        const text = small ? this.#room : this.#native._malloc(textBytes + 1);
+        const blob = blobBytes === 0 ? 0 : this.#native._malloc(blobBytes);
+        if (text === 0 || (blob === 0 && blobBytes > 0)) return undefined;
+        room = { text, textBytes, small, blob, blobBytes };
         const { bytes } = this.#instance;
         return {
           text: bytes.subarray(text, text + textBytes),
-          blob: bytes.subarray(blob, blob + blobBytes),
+          blob: blobBytes === 0 ? NO_BYTES : bytes.subarray(blob, blob + blobBytes),
         };
       },
       step: (kind) => {
@@ -354,31 +364,25 @@ class QuickJSImage implements Image {
   }
 
   /** The host's message lies in linear memory: the text becomes a string there, the bytes an ArrayBuffer as they are. */
-  #deliver(
-    kind: HostMessageKind,
-    room: { text: number; textBytes: number; blob: number; blobBytes: number },
-  ): void {
+  #deliver(kind: HostMessageKind, room: Room): void {
     const native = this.#native;
     const { bytes, words } = this.#instance;
     if (this.#clock.mode === "frozen") this.#now = Math.max(this.#now, numberAt(bytes, room.text + 1));
     bytes[room.text + room.textBytes] = 0;
     const text = native._QTS_NewString(this.#ctx, room.text);
-    native._free(room.text);
-    const buffer = native._QTS_NewArrayBuffer(this.#ctx, room.blob, room.blobBytes); // takes the block over
+    if (!room.small) native._free(room.text);
+    // Takes the block over.
+    const buffer =
+      room.blob === 0 ? this.#noBytes : native._QTS_NewArrayBuffer(this.#ctx, room.blob, room.blobBytes);
     const at = this.#argv / 4;
     words[at] = this.#kinds.get(kind) as number;
     words[at + 1] = text;
     words[at + 2] = buffer;
-    const result = native._QTS_Call(
-      this.#ctx,
-      addressOf(this.#control.deliver),
-      this.#undefined,
-      3,
-      this.#argv,
-    );
+    const f = addressOf(this.#control.deliver);
+    const result = native._QTS_Call(this.#ctx, f, this.#undefined, 3, this.#argv);
     native._QTS_FreeValuePointer(this.#ctx, text);
-    native._QTS_FreeValuePointer(this.#ctx, buffer);
-    this.#settled(result);
+    if (buffer !== this.#noBytes) native._QTS_FreeValuePointer(this.#ctx, buffer);
+    if (this.#settled(result)) native._QTS_FreeValuePointer(this.#ctx, result);
   }
 
   /** Runs jobs and timers until the guest can only wait; what may still bring it to life. */
@@ -394,13 +398,16 @@ class QuickJSImage implements Image {
 
   /** Runs the job queue dry. False when the run is over (interrupted or broken). */
   #drain(): boolean {
+    const native = this.#native;
     // Again while there are jobs: one that throws a number (a finalizer may) is taken for a count, and ends the loop.
-    while (this.#runtime.hasPendingJob()) {
-      const result = this.#runtime.executePendingJobs();
-      if (result.error) {
-        this.#failed(result.error);
+    while (native._QTS_IsJobPending(this.#rt) !== 0) {
+      const ran = native._QTS_ExecutePendingJob(this.#rt, -1, this.#argv + 12);
+      // How many, or what the last one threw.
+      if (this.#instance.words[ran / 4 + 1] !== INTEGER_TAG) {
+        this.#failed(this.#handleOf(ran));
         return false;
       }
+      native._QTS_FreeValuePointer(this.#ctx, ran);
       if (this.#wasInterrupted()) return false;
     }
     return !this.#wasInterrupted();
@@ -430,7 +437,11 @@ class QuickJSImage implements Image {
   }
 
   #numberOf(value: number): number {
-    const number = this.#native._QTS_GetFloat64(this.#ctx, value);
+    const { words } = this.#instance;
+    const number =
+      words[value / 4 + 1] === INTEGER_TAG
+        ? (words[value / 4] as number)
+        : this.#native._QTS_GetFloat64(this.#ctx, value);
     this.#native._QTS_FreeValuePointer(this.#ctx, value);
     return number;
   }
@@ -446,8 +457,7 @@ class QuickJSImage implements Image {
 
   /** A handle of the package's for an address of ours. */
   #handleOf(address: number): QuickJSHandle {
-    const { rt } = this.#runtime as unknown as { rt: { value: never } };
-    return this.#context.getMemory(rt.value).heapValueHandle(address as never);
+    return this.#context.getMemory(this.#rt as never).heapValueHandle(address as never);
   }
 
   #failed(error: QuickJSHandle): void {
@@ -475,6 +485,20 @@ class QuickJSImage implements Image {
     );
   }
 }
+
+/** Where a message of the host's lies in linear memory. */
+interface Room {
+  text: number;
+  textBytes: number;
+  /** In the block that is never given back. */
+  small: boolean;
+  /** 0: no bytes. */
+  blob: number;
+  blobBytes: number;
+}
+
+const NO_BLOBS: readonly Uint8Array[] = [];
+const NO_BYTES = new Uint8Array(0);
 
 const addressOf = (handle: QuickJSHandle): number => handle.value as unknown as number;
 
@@ -528,7 +552,9 @@ export const quickjs: Engine = {
       return own === undefined ? packages(asyncify, context, self, argc, argv, id) : own(argc, argv);
     };
     const bytes = new Uint8Array(memory.buffer);
-    const words = new Uint32Array(memory.buffer);
+    const words = new Int32Array(memory.buffer);
+    if (native._QTS_ArgvGetJSValueConstPointer(64, 1) !== 64 + VALUE_BYTES)
+      throw new Error("this build of QuickJS lays its values out in another way");
     return new QuickJSImage({ module, memory, native, bytes, words, guest, functions });
   },
 };

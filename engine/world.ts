@@ -9,8 +9,12 @@ import type { Codec } from "./codec.js";
 
 /** What the engine's host side offers to the world. Strings and byte buffers only. */
 export interface WorldHost {
-  /** One protocol text and its bytes, at once. */
-  emit(kind: string, text: string, ...buffers: ArrayBuffer[]): void;
+  /** One protocol text of that kind and its bytes, at once. */
+  call(text: string, ...buffers: ArrayBuffer[]): void;
+  reply(text: string, ...buffers: ArrayBuffer[]): void;
+  release(text: string): void;
+  log(text: string): void;
+  result(text: string, ...buffers: ArrayBuffer[]): void;
 }
 
 /** The guest's half of the protocol, as far as the world knows it. */
@@ -23,7 +27,9 @@ interface Stubs {
   outstanding(): number;
 }
 export type MakeStubs = (port: {
-  emit: WorldHost["emit"];
+  call: WorldHost["call"];
+  reply: WorldHost["reply"];
+  release: WorldHost["release"];
   codec: Codec;
   missing(name: string): void;
 }) => Stubs;
@@ -123,12 +129,9 @@ export function world(
   };
   // Each text by itself: an array would be asked for its toJSON, which the guest may have put there.
   const threw = (name: string, message: string, stack: string): void =>
-    host.emit(
-      "result",
-      '["threw",' + stringify(name) + "," + stringify(message) + "," + stringify(stack) + "]",
-    );
+    host.result('["threw",' + stringify(name) + "," + stringify(message) + "," + stringify(stack) + "]");
   const stopped = (reason: string, detail: string): void =>
-    host.emit("result", '["stopped",' + stringify(reason) + "," + stringify(detail) + "]");
+    host.result('["stopped",' + stringify(reason) + "," + stringify(detail) + "]");
 
   /** What a script from elsewhere looks for and does not find here, and what there is instead. */
   const INSTEAD: Record<string, string> = {
@@ -218,10 +221,10 @@ export function world(
       }
       return fail(error);
     }
-    const parts: unknown[] = ["result", '["ok",' + encoded.text + "]"];
+    const parts: unknown[] = ['["ok",' + encoded.text + "]"];
     // The codec's copies: each a buffer of its own.
-    for (let i = 0; i < encoded.blobs.length; i++) define(parts, i + 2, bufferOf(encoded.blobs[i]));
-    apply(host.emit, undefined, parts as never); // no spread: it would ask the guest's iterator
+    for (let i = 0; i < encoded.blobs.length; i++) define(parts, i + 1, bufferOf(encoded.blobs[i]));
+    apply(host.result, undefined, parts as never); // no spread: it would ask the guest's iterator
   };
   const typed = getPrototypeOf(Uint8Array.prototype) as object;
   const getter = (name: string) => uncurry(getOwnPropertyDescriptor(typed, name)?.get);
@@ -311,7 +314,7 @@ export function world(
       // Each by itself: an array would be asked for its toJSON, which the guest may have put there.
       let texts = "";
       for (let i = 0; i < line.length; i++) texts += (i === 0 ? "" : ",") + stringify(line[i]);
-      host.emit("log", '["' + level + '",' + dateNow() + ",[" + texts + "]]");
+      host.log('["' + level + '",' + dateNow() + ",[" + texts + "]]");
     };
   const consoleObject: any = {};
   const LEVELS = ["debug", "log", "info", "warn", "error"];
@@ -547,7 +550,13 @@ export function world(
         : request(wish);
   };
   const noted = (name: string): void => void (lastMissing = name);
-  const guestStubs = makeStubs({ emit: host.emit, codec, missing: noted });
+  const guestStubs = makeStubs({
+    call: host.call,
+    reply: host.reply,
+    release: host.release,
+    codec,
+    missing: noted,
+  });
   const web = makeWeb({
     define: (name, value) => define(global, name, value),
     now: () => dateNow() - startMs,
@@ -606,7 +615,7 @@ export function world(
     },
     turn() {
       const timer = queue;
-      const now = dateNow();
+      const now = timer === undefined ? 0 : dateNow();
       if (timer !== undefined && timer.due <= now) {
         queue = timer.next;
         if (timer.every >= 0) {

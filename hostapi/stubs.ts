@@ -12,8 +12,10 @@ import type { Codec } from "../engine/codec.js";
 
 /** What the world lends. */
 export interface StubPort {
-  /** One protocol text (hostapi/wire.ts) and its bytes. */
-  emit(kind: "call" | "reply" | "release", text: string, ...buffers: ArrayBuffer[]): void;
+  /** One protocol text of that kind (hostapi/wire.ts) and its bytes. */
+  call(text: string, ...buffers: ArrayBuffer[]): void;
+  reply(text: string, ...buffers: ArrayBuffer[]): void;
+  release(text: string): void;
   codec: Codec;
   /** A script asked `env` for a built-in that it was not granted: for the message, should it fail of that. */
   missing(name: string): void;
@@ -59,7 +61,7 @@ export function stubs(port: StubPort): Stubs {
   const [weakGet, weakSet] = [uncurry(WeakMap.prototype.get), uncurry(WeakMap.prototype.set)];
   const typed = Object.getPrototypeOf(Uint8Array.prototype) as object;
   const bufferOf = uncurry(Object.getOwnPropertyDescriptor(typed, "buffer")?.get);
-  const { emit, codec } = port;
+  const { call: emitCall, reply: emitReply, release: emitRelease, codec } = port;
   const noBytes = new Uint8Array(0);
   const put = (target: object, name: PropertyKey, value: unknown, enumerable: boolean) =>
     // A null prototype, because a descriptor's fields are looked up through inheritance (ToPropertyDescriptor).
@@ -91,28 +93,28 @@ export function stubs(port: StubPort): Stubs {
     if (calls !== "") {
       const text = "[" + calls + "]";
       calls = "";
-      emit("call", text);
+      emitCall(text);
     }
     if (replies !== "") {
       const text = "[" + replies + "]";
       replies = "";
-      emit("reply", text);
+      emitReply(text);
     }
     if (releases !== "") {
       const text = "[" + releases + "]";
       releases = "";
-      emit("release", text);
+      emitRelease(text);
     }
   };
   /** An item with bytes is a frame of its own, behind all that was said before it. */
-  const emitAlone = (kind: "call" | "reply", item: string, blobs: Uint8Array[]): void => {
+  const emitAlone = (emit: StubPort["call"], item: string, blobs: Uint8Array[]): void => {
     flush();
-    const parts: unknown[] = [kind, "[" + item + "]"];
-    for (let i = 0; i < blobs.length; i++) put(parts, i + 2, bufferOf(blobs[i]), true);
+    const parts: unknown[] = ["[" + item + "]"];
+    for (let i = 0; i < blobs.length; i++) put(parts, i + 1, bufferOf(blobs[i]), true);
     apply(emit, undefined, parts as never);
   };
   const queueCall = (item: string, blobs: Uint8Array[]): void => {
-    if (blobs.length > 0) return emitAlone("call", item, blobs);
+    if (blobs.length > 0) return emitAlone(emitCall, item, blobs);
     // One at a time: a string that nobody else holds grows in place.
     if (calls !== "") calls += ",";
     calls += item;
@@ -272,7 +274,7 @@ export function stubs(port: StubPort): Stubs {
 
   // -- the host's calls -------------------------------------------------------------------------------------------
   const answer = (item: string, blobs: Uint8Array[]): void => {
-    if (blobs.length > 0) return emitAlone("reply", item, blobs);
+    if (blobs.length > 0) return emitAlone(emitReply, item, blobs);
     replies = replies === "" ? item : replies + "," + item;
     if (replies.length > BATCH_CHARS) flush();
   };

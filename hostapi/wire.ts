@@ -930,6 +930,7 @@ export class WorkerConnection {
 
 /** One for the process: it has one host. Made with the module, so that a forked worker has not to touch all of it. */
 const readBuffer = Buffer.alloc(64 * 1024);
+const readView = new DataView(readBuffer.buffer, readBuffer.byteOffset, readBuffer.byteLength);
 const kindNames = new Map<number, Message["kind"]>(
   Object.entries(kindNumbers).map(([name, number]) => [number, name as Message["kind"]]),
 );
@@ -972,9 +973,9 @@ export class FrameSource {
       }
       this.#end += count;
     }
-    const textBytes = readBuffer.readUInt32LE(this.#start);
-    const blobBytes = readBuffer.readUInt32LE(this.#start + 4);
-    const kind = kindNames.get(readBuffer.readUInt32LE(this.#start + 8));
+    const textBytes = readView.getUint32(this.#start, true);
+    const blobBytes = readView.getUint32(this.#start + 4, true);
+    const kind = kindNames.get(readView.getUint32(this.#start + 8, true));
     if (kind === undefined) throw new ProtocolError("unknown-kind");
     this.#start += headerBytes;
     const room = roomFor(textBytes, blobBytes);
@@ -1015,9 +1016,8 @@ export function frameHeader(
   kind: Message["kind"],
   textBytes: number,
   blobBytes: number,
-  into: Uint8Array,
+  view: DataView,
 ): void {
-  const view = new DataView(into.buffer, into.byteOffset, headerBytes);
   view.setUint32(0, textBytes, true);
   view.setUint32(4, blobBytes, true);
   view.setUint32(8, kindNumbers[kind], true);

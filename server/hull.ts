@@ -199,7 +199,11 @@ export async function startJail(options: JailOptions): Promise<Hull> {
   });
   const { Zygote } = await zygoteClient();
   const keeper = options.launched ?? launchEngine(engine, options.image, options.launchFrom, options);
-  const zygote = await Zygote.start(plan, { plan, memoryMb: limits.memoryMb }, await keeper);
+  const zygote = await Zygote.start(
+    plan,
+    { plan, memoryMb: limits.memoryMb, image: options.image },
+    await keeper,
+  );
   return new JailHull(zygote, options);
 }
 

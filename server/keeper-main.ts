@@ -4,12 +4,14 @@ import { readSetup } from "../osjail/setup.js";
 import { trimHeap } from "../osjail/libc.ffi.js";
 import { nameKeeper } from "../osjail/thread-end.js";
 import type { JailPlan } from "../osjail/plan.js";
-import { loadEngine, type EngineKind } from "./engines.js";
+import { loadEngine, type EngineKind, type ImageKind } from "./engines.js";
 import { GUEST, rehearse, serveWorker } from "./worker.js";
 
 export interface KeeperSetup {
   plan: JailPlan;
   memoryMb: number;
+  /** Which of the two kinds this process was launched as. */
+  image?: ImageKind;
 }
 
 nameKeeper();
@@ -17,7 +19,8 @@ const engine = await loadEngine(process.argv[2] as EngineKind);
 const setup = readSetup(COMMANDS_FD) as KeeperSetup | undefined;
 if (setup === undefined) process.exit(0); // launched ahead of a wish that never came
 const image = await engine.boot({ memoryMb: setup.memoryMb, guest: GUEST });
-rehearse(image, 12);
+// Somebody waits for a fast start, and the rehearsal takes longer than what its few runs would save by it.
+if (setup.image !== "fast-start") rehearse(image, 12);
 image.warm();
 // Whatever the boot left lying about, every worker would inherit as page tables and copies. An ordinary collection: a
 // "last-resort" one also flushes compiled WebAssembly on Node 24, and no worker could compile it again.

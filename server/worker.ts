@@ -6,7 +6,7 @@
 import fs from "node:fs";
 import { codec } from "../engine/codec.js";
 import { resultText, type GuestMessage, type Image, type InnerStop, type Job } from "../engine/engine.js";
-import { webSource } from "../engine/web.js";
+import { webSource } from "../engine/guest.js";
 import { stubs } from "../hostapi/stubs.js";
 import { FrameSource, encodeItems, encodeMessage, frameHeader, headerBytes } from "../hostapi/wire.js";
 
@@ -42,6 +42,7 @@ export function serveWorker(image: Image, port: WorkerPort): never {
 
 /** Made with the module: a forked worker writes its messages here and allocates nothing. */
 const out = Buffer.alloc(64 * 1024);
+const outView = new DataView(out.buffer, out.byteOffset, out.byteLength);
 
 /** Small messages are put together and written at once; large ones go in pieces, as they lie in the guest's memory. */
 function sender(write: (bytes: Uint8Array) => void): Send {
@@ -49,7 +50,7 @@ function sender(write: (bytes: Uint8Array) => void): Send {
     const textBytes = typeof text === "string" ? Buffer.byteLength(text) : text.length;
     let blobBytes = 0;
     for (const blob of blobs) blobBytes += blob.length;
-    frameHeader(kind, textBytes, blobBytes, out);
+    frameHeader(kind, textBytes, blobBytes, outView);
     if (headerBytes + textBytes + blobBytes <= out.length) {
       if (typeof text === "string") out.write(text, headerBytes);
       else out.set(text, headerBytes);

@@ -2,7 +2,7 @@
 import { getQuickJS, type QuickJSContext, type QuickJSRuntime } from "quickjs-emscripten";
 import { afterEach, beforeEach } from "vitest";
 import { codec } from "#engine/codec";
-import { webSource } from "#engine/web";
+import { webSource } from "#engine/guest";
 
 /** What stands around the web part in an engine, as small as it can be. The timers run when `fire` says so. */
 const HOST = `(web, codec) => {
