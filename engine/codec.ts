@@ -198,16 +198,16 @@ export function codec(): Codec {
   freeze(CodecError.prototype);
   freeze(CodecError);
 
+  // One for all, because making one costs more than all the rest of it. A null prototype, because a descriptor's fields
+  // are looked up through inheritance (ToPropertyDescriptor).
+  const descriptor = { __proto__: null, value: undefined as unknown, enumerable: true, writable: true, configurable: true }; // prettier-ignore
+
   /** Defines an own property; nothing inherited can see or stop it. */
   function put(target: object, key: string | number, value: unknown, enumerable: boolean): void {
-    // A null prototype, because a descriptor's fields are looked up through inheritance (ToPropertyDescriptor).
-    defineProperty(target, key, {
-      __proto__: null,
-      value,
-      enumerable,
-      writable: true,
-      configurable: true,
-    } as PropertyDescriptor);
+    descriptor.value = value;
+    descriptor.enumerable = enumerable;
+    defineProperty(target, key, descriptor);
+    descriptor.value = undefined;
   }
 
   /** An option of the caller's, never one that a guest put on Object.prototype. */
