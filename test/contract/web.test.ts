@@ -89,7 +89,6 @@ describe("URL", () => {
     ["http://h/a/./b/../c/%2e%2E/d/."], ["http://h/%zz%41"], ["http://h/a?'\"<>`{}|"], ["sc://h/?'\"<>`{}|#'\"<>`"], ["http://h/é?ü#ß"], ["http://h/\ud83d\ude00\ud800"],
     ["javascript:alert(1)"], ["mailto:x@y"], ["data:text/plain,a b#c d"], ["blob:https://a.b/c"], ["blob:x"], ["about:blank"], ["urn:isbn:1"], ["sc://ñ.test/x"], ["sc://a b/"], ["sc://%zz/"], ["sc:"],
     ["http://exa%6Dple.com"], ["http://a%00b/"], ["http://a b/"], ["http://a^b"], ["http://a|b"], ["http://<h>"], ["http://%/"], ["http:///x"], ["http://@/x"], ["http://@h"], ["http://u@"], ["wss://h:443"], ["ws://h:443"],
-    ["http://ExAmPlE.com:80/"], ["https://h:443/"], ["constructor:x"], ["http://faß.de"], ["http://bücher.example"], ["http://ＧＯ.com"], ["http://☃.net"], ["http://日本語。jp"], ["http://xn--bcher-kva.example"], ["http://xn--a"], ["http://a\u00adb.com"], ["http://ΑΣ.gr"], ["http://Ꭰꭰ.com"], ["http://ᾳ.gr"], ["http://\u200bx"], ["http://\u0301a.com"], ["http://\ue000.com"],
     ["notaurl"], ["//x"], ["http:"], ["../x", "http://h/a/b/c"], ["./", "http://h/a/b"], ["?q", "sc://h/p"], ["x", "sc://h/p/q"], ["/x", "sc:/a/b"], ["x", "notaurl"], ["#f", "about:blank"], ["x", "data:,x"],
   ]; // prettier-ignore
 
