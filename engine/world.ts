@@ -544,10 +544,13 @@ export function world(
   const requester = (http: any): unknown => {
     if (http === undefined || http === null) return undefined;
     const { read: get, request } = http;
-    return (wish: any) =>
-      get !== undefined && (wish.method === "GET" || wish.method === "HEAD")
-        ? get({ url: wish.url, method: wish.method, headers: wish.headers, redirect: wish.redirect })
-        : request(wish);
+    return (wish: any) => {
+      if (get !== undefined && (wish.method === "GET" || wish.method === "HEAD")) {
+        return get({ url: wish.url, method: wish.method, headers: wish.headers, redirect: wish.redirect });
+      }
+      if (request === undefined) throw new TypeError("http was granted for GET and HEAD only");
+      return request(wish);
+    };
   };
   const noted = (name: string): void => void (lastMissing = name);
   const guestStubs = makeStubs({
