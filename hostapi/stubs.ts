@@ -59,6 +59,7 @@ export function stubs(port: StubPort): Stubs {
     uncurry(Object.getOwnPropertyDescriptor(Map.prototype, "size")?.get),
   ];
   const [weakGet, weakSet] = [uncurry(WeakMap.prototype.get), uncurry(WeakMap.prototype.set)];
+  const [WeakRefCtor, deref] = [WeakRef, uncurry(WeakRef.prototype.deref)];
   const typed = Object.getPrototypeOf(Uint8Array.prototype) as object;
   const bufferOf = uncurry(Object.getOwnPropertyDescriptor(typed, "buffer")?.get);
   const { call: emitCall, reply: emitReply, release: emitRelease, codec } = port;
@@ -83,6 +84,9 @@ export function stubs(port: StubPort): Stubs {
   interface Waiting {
     pending: Pending;
     target: string;
+    /** What the call is made on and what its arguments name: not to be released before it is sent. */
+    token: object;
+    mentioned: object[];
     text: string;
     blobs: Uint8Array[];
     next: Waiting | undefined;
@@ -130,14 +134,48 @@ export function stubs(port: StubPort): Stubs {
   // -- references -------------------------------------------------------------------------------------------------
   /** Stub -> the host's reference, so that a stub which is passed home is known there. */
   const homes = new WeakMap<object, number>();
-  const forgotten = new FinalizationRegistry<number>((ref) => {
-    releases += (releases === "" ? "[" : ",[") + ref + ",1]";
-  });
-  const register = uncurry(FinalizationRegistry.prototype.register);
+  interface Held {
+    ref: number;
+    target: WeakRef<object>;
+    next: Held | undefined;
+  }
+  /**
+   * What the guest was handed. Looked through for what it forgot whenever an eighth has come on top, and not by a
+   * FinalizationRegistry: QuickJS calls those only when it collects cycles, which it seldom does.
+   */
+  let [held, heldCount, sweepAt] = [undefined as Held | undefined, 0, 0];
+  const SWEEP_LEAST = 32;
+  const sweep = (): void => {
+    let entry = held;
+    held = undefined;
+    heldCount = 0;
+    while (entry !== undefined) {
+      const { next } = entry;
+      if (deref(entry.target) === undefined) {
+        releases += (releases === "" ? "[" : ",[") + entry.ref + ",1]";
+        if (releases.length > BATCH_CHARS) flush();
+      } else {
+        entry.next = held;
+        held = entry;
+        heldCount++;
+      }
+      entry = next;
+    }
+    sweepAt = heldCount + (heldCount >> 3) + SWEEP_LEAST;
+  };
+  const hold = (ref: number, target: object): void => {
+    if (heldCount >= sweepAt) sweep();
+    held = { ref, target: new WeakRefCtor(target), next: held };
+    heldCount++;
+  };
   let exporting: number[] = [];
+  let mentioned: object[] = [];
   const reference = (value: object): any => {
     const ref = weakGet(homes, value);
-    if (ref !== undefined) return { __proto__: null, kind: "home", id: ref };
+    if (ref !== undefined) {
+      put(mentioned, mentioned.length, value, true);
+      return { __proto__: null, kind: "home", id: ref };
+    }
     if (typeof value !== "function") return undefined;
     lastExport++;
     mapSet(exported, lastExport, value);
@@ -146,17 +184,18 @@ export function stubs(port: StubPort): Stubs {
   };
   /** What stands in a call's text after its id. */
   const targetOf = (ref: number, method: string): string => "," + ref + "," + quote(method) + ",";
-  const stubOf = (ref: number, methods: readonly string[] | undefined): object => {
+  /** Each method holds the token, for a script may take it off the stub: the reference lives as long as any of them. */
+  const stubOf = (ref: number, methods: readonly string[] | undefined, token: object): object => {
     let stub: any;
     if (methods === undefined) {
       const target = targetOf(ref, "call");
-      stub = (...args: unknown[]) => call(target, args);
+      stub = (...args: unknown[]) => call(target, token, args);
     } else {
       stub = create(objectPrototype);
       for (let i = 0; i < methods.length; i++) {
         const name = methods[i] as string;
         const target = targetOf(ref, name);
-        put(stub, name, (...args: unknown[]) => call(target, args), true);
+        put(stub, name, (...args: unknown[]) => call(target, token, args), true);
       }
     }
     weakSet(homes, stub, ref);
@@ -164,8 +203,9 @@ export function stubs(port: StubPort): Stubs {
   };
   const resolveReference = (kind: string, id: number, methods?: readonly string[]): unknown => {
     if (kind === "home") return mapGet(exported, id);
-    const stub = stubOf(id, kind === "function" ? undefined : methods);
-    register(forgotten, stub, id);
+    const token = create(null) as object;
+    const stub = stubOf(id, kind === "function" ? undefined : methods, token);
+    hold(id, kind === "capability" && methods?.length === 0 ? stub : token);
     return stub;
   };
 
@@ -186,6 +226,7 @@ export function stubs(port: StubPort): Stubs {
   /** Rolls back what a value that failed to be written had exported. */
   const encode = (value: unknown, root: string): { text: string; blobs: Uint8Array[] } => {
     exporting = [];
+    mentioned = [];
     encodeLimits.maxBytes = maxCallBytes;
     encodeLimits.root = root;
     try {
@@ -214,19 +255,22 @@ export function stubs(port: StubPort): Stubs {
     queueCall("[" + lastCall + target + text + "]", blobs);
   };
   const noBlobs: Uint8Array[] = [];
-  const call = (target: string, args: unknown[]): Promise<unknown> => {
+  const noObjects: object[] = [];
+  const call = (target: string, token: object, args: unknown[]): Promise<unknown> => {
     const site = new ErrorCtor("");
     return new PromiseCtor((resolve, reject) => {
       let text = plain(args);
       let blobs = noBlobs;
+      let names = noObjects;
       if (text === undefined) {
         const encoded = encode(args, "arguments"); // what it throws rejects the promise
         text = encoded.text;
         blobs = encoded.blobs;
+        names = mentioned;
       }
       const entry: Pending = [resolve, reject, site];
       if (inFlight < maxInFlight && first === undefined) return send(entry, target, text, blobs);
-      const waiting: Waiting = { pending: entry, target, text, blobs, next: undefined };
+      const waiting: Waiting = { pending: entry, target, token, mentioned: names, text, blobs, next: undefined }; // prettier-ignore
       if (last === undefined) first = waiting;
       else last.next = waiting;
       last = waiting;
@@ -325,7 +369,7 @@ export function stubs(port: StubPort): Stubs {
     const env: object = create(known);
     for (let i = 0; i < entries.length; i++) {
       const entry = entries[i] as any;
-      const value = entry[1] === "text" ? entry[2] : stubOf(entry[2], entry[3]);
+      const value = entry[1] === "text" ? entry[2] : stubOf(entry[2], entry[3], env);
       put(env, entry[0], value, true);
     }
     return freeze(env);
@@ -338,6 +382,7 @@ export function stubs(port: StubPort): Stubs {
       first = last = undefined;
       [pending, sleeping, exported] = [new MapCtor(), new MapCtor(), new MapCtor()];
       calls = replies = releases = "";
+      [held, heldCount, sweepAt] = [undefined, 0, SWEEP_LEAST];
       return environment(entries);
     },
     deliver(kind: "call" | "reply" | "release", items: unknown[], bytes: Uint8Array) {
