@@ -65,9 +65,11 @@ export interface LedgerEntry {
 export interface BrokerLimits {
   /** Calls in all. */
   readonly hostCalls: number;
+  /** Calls without an answer: the credit that the guest was told, and keeps if it is honest. */
+  readonly hostCallsInFlight: number;
   /** Bytes of one call's arguments, and of one answer. */
   readonly callBytes: number;
-  /** References that a guest may hold, and functions that the host may hold of it, at one time. */
+  /** References that a guest may be handed besides its grants, and functions that the host may hold of it, at one time. */
   readonly references: number;
 }
 
@@ -96,7 +98,11 @@ const MAX_NODES = 200_000;
 const DECODE_MS = 50;
 /** Calls of guest functions that may be unanswered at one time. */
 const MAX_CALLBACKS = 1000;
+/** Of a guest's error, name and message: what its half of the protocol cuts them to is less. */
+const MAX_ERROR_CHARS = 8192;
 const MAX_U32 = 0xffff_ffff;
+/** What setTimeout can count; over it Node fires at once. */
+const MAX_TIMER_MS = 2_147_483_647;
 
 const REFUSED: ReadonlySet<CapabilityErrorCode> = new Set<CapabilityErrorCode>([
   "bad-argument",
@@ -111,6 +117,8 @@ interface Export {
   capability: Capability;
   label: string;
 }
+
+type Audited = Pick<BrokerCall, "label" | "kind" | "method" | "detail" | "bytes">;
 
 interface Callback {
   resolve(value: unknown): void;
@@ -133,7 +141,8 @@ export class Broker {
   readonly #callbacks = new Map<number, Callback>();
   readonly #sleeps = new Set<NodeJS.Timeout>();
   readonly #ledger = new Map<string, LedgerEntry>();
-  #env: EnvEntry[] = [];
+  readonly #env: EnvEntry[] = [];
+  #roots = 0;
   #lastCallback = 0;
   #calls = 0;
   #closed = false;
@@ -148,6 +157,7 @@ export class Broker {
     for (const [name, grant] of grants) {
       if (typeof grant === "string") this.#env.push([name, "text", grant]);
       else {
+        this.#roots++;
         const ref = this.#export(grant, name);
         const { callable, methods } = grant;
         this.#env.push(callable ? [name, "function", ref] : [name, "capability", ref, [...methods.keys()]]);
@@ -182,7 +192,14 @@ export class Broker {
     for (const { reject } of this.#callbacks.values()) reject(over);
     this.#callbacks.clear();
     this.#table.clear();
-    for (const capability of this.#opened) capability.close(this.#run);
+    for (const capability of this.#opened) {
+      try {
+        capability.close(this.#run);
+      } catch (error) {
+        const { name } = capability;
+        this.audit({ label: name, kind: name, method: "(close)", detail: {}, bytes: 0 }, "failed", "failed", error); // prettier-ignore
+      }
+    }
   }
 
   // -- the guest's messages -----------------------------------------------------------------------------------------
@@ -203,25 +220,32 @@ export class Broker {
     });
     if (call.argumentBytes > this.#limits.callBytes)
       return this.#port.violated("arguments over the limit of bytes");
+    if (this.#active.size >= this.#limits.hostCallsInFlight) {
+      return this.#port.violated("more calls in flight than the credit");
+    }
     this.#active.add(call);
     let positional: unknown[];
     try {
       positional = this.#decode(message.args, call) as unknown[];
     } catch (error) {
-      return this.#undecodable(error, call);
+      const own = this.#undecodable(error);
+      return own === undefined ? undefined : call.fail(own);
     }
     if (!known) return call.fail(unknown());
     const { capability, label } = found;
     let answer: unknown;
+    let isLater: boolean;
     try {
       const args = capability.parse(label, message.method, positional);
       answer = capability.invoke(message.method, args, call);
+      isLater = isThenable(answer);
     } catch (error) {
       return call.fail(error);
     }
-    if (!isThenable(answer)) return call.succeed(answer);
+    if (!isLater) return call.succeed(answer);
     call.arm(capability.methods.get(message.method)?.timeoutMs ?? DEFAULT_TIMEOUT_MS);
-    answer.then(
+    // A promise stays itself; another's `then` that throws becomes a rejection.
+    Promise.resolve(answer).then(
       (value) => call.succeed(value),
       (error: unknown) => call.fail(error),
     );
@@ -233,11 +257,17 @@ export class Broker {
     if (callback === undefined) return; // the connection refuses what nobody asked for
     this.#callbacks.delete(message.id);
     let value: unknown;
+    const { wire, blob } = message.value;
+    const most = message.ok ? this.#limits.callBytes : MAX_ERROR_CHARS;
+    if (leastBytes(wire, most) + blob.byteLength > most) {
+      callback.reject(new CapabilityError("too-large", "the callback's answer is over its limit of bytes"));
+      return this.#port.violated("an answer over the limit of bytes");
+    }
     try {
       value = this.#decode(message.value, callback.owner);
     } catch (error) {
-      callback.reject(new CapabilityError("failed", "the callback's answer cannot be read"));
-      return this.#undecodable(error, undefined);
+      const own = this.#undecodable(error);
+      return callback.reject(own ?? new CapabilityError("failed", "the callback's answer cannot be read"));
     }
     if (message.ok) return callback.resolve(value);
     if (!Array.isArray(value) || typeof value[0] !== "string" || typeof value[1] !== "string") {
@@ -252,14 +282,14 @@ export class Broker {
     this.#table.delete(message.ref);
   }
 
-  /** An honest worker's values can be decoded; only what takes too long may be an honest script's doing. */
-  #undecodable(error: unknown, call: BrokerCall | undefined): void {
-    if (error instanceof CapabilityError && call !== undefined) return call.fail(error);
+  /** An honest worker's values can be decoded; what takes too long or is too many may be an honest script's doing. */
+  #undecodable(error: unknown): CapabilityError | undefined {
+    if (error instanceof CapabilityError) return error;
     if (!isCodecError(error)) throw error;
-    if (error.code === "too-large" && call !== undefined) {
-      return call.fail(new CapabilityError("too-large", "the arguments take too long to build"));
-    }
+    if (error.code === "too-large")
+      return new CapabilityError("too-large", "the value takes too long to build");
     this.#port.violated("a value that is none");
+    return undefined;
   }
 
   /** Reference 0: what every worker may ask for. */
@@ -273,7 +303,7 @@ export class Broker {
         this.#sleeps.delete(timer);
         this.#port.send({ kind: "reply", id, ok: true, value: { text: "null", blobs: [] } });
       },
-      Math.min(ms, 2_147_483_647),
+      Math.min(ms, MAX_TIMER_MS),
     );
     this.#sleeps.add(timer);
   }
@@ -281,7 +311,7 @@ export class Broker {
   // -- references ---------------------------------------------------------------------------------------------------
 
   #export(capability: Capability, label: string): number {
-    if (this.#table.size >= this.#limits.references) {
+    if (this.#table.size >= this.#limits.references + this.#roots) {
       throw new CapabilityError(
         "quota",
         `at most ${this.#limits.references} references may be held at one time`,
@@ -359,11 +389,11 @@ export class Broker {
     return answer;
   }
 
-  /** Writes a value of the host's for the guest. What it had exported is taken back when it throws. */
-  #encode(value: unknown, label: string): EncodedValue {
+  /** Writes a value of the host's for the guest. What it had exported is taken back when it, or `charge`, throws. */
+  #encode(value: unknown, label: string, charge?: (bytes: number) => void): EncodedValue {
     const exported: number[] = [];
     try {
-      return encode(value, {
+      const encoded = encode(value, {
         maxBytes: this.#limits.callBytes,
         maxNodes: MAX_NODES,
         root: "answer",
@@ -375,10 +405,13 @@ export class Broker {
             if (part.callable) return { kind: "function", id: ref };
             return { kind: "capability", id: ref, methods: [...part.methods.keys()] };
           }
+          // Numbers mean something in their own run only, and while the function is held.
           const id = isGuestFunction(part) ? guestIds.get(part) : undefined;
-          return id === undefined ? undefined : { kind: "home", id };
+          return id === undefined || this.#functions.get(id) !== part ? undefined : { kind: "home", id };
         },
       });
+      charge?.(sizeOf(encoded));
+      return encoded;
     } catch (error) {
       for (const ref of exported) this.#table.delete(ref);
       if (isCodecError(error) && error.code === "too-large") {
@@ -399,13 +432,7 @@ export class Broker {
     let failure: unknown;
     if ("value" in result) {
       try {
-        const encoded = this.#closed ? undefined : this.#encode(result.value, call.label);
-        if (encoded !== undefined) {
-          let bytes = encoded.text.length;
-          for (const blob of encoded.blobs) bytes += blob.byteLength;
-          call.charge(bytes);
-        }
-        answer = encoded;
+        if (!this.#closed) answer = this.#encode(result.value, call.label, (bytes) => call.charge(bytes));
       } catch (error) {
         failure = error;
       }
@@ -415,7 +442,7 @@ export class Broker {
     entry.calls++;
     entry.bytes += call.bytes;
     if (!failed) {
-      this.#audit(call, "done");
+      this.audit(call, "done");
       if (answer !== undefined) this.#port.send({ kind: "reply", id: call.id, ok: true, value: answer });
       return;
     }
@@ -424,7 +451,7 @@ export class Broker {
     const refused = !call.admitted && REFUSED.has(code);
     if (refused) entry.refused++;
     else entry.failed++;
-    this.#audit(call, refused ? "refused" : "failed", code, own === undefined ? failure : own.cause);
+    this.audit(call, refused ? "refused" : "failed", code, own === undefined ? failure : own.cause);
     if (this.#closed) return;
     const shown = call.label === "(unknown)" ? "" : `${call.label}.${call.method}: `;
     const words = own?.message ?? `${shown}the capability failed`;
@@ -451,21 +478,17 @@ export class Broker {
     }
   }
 
-  #audit(
-    call: BrokerCall,
-    decision: AuditEvent["decision"],
-    code?: CapabilityErrorCode,
-    error?: unknown,
-  ): void {
+  /** @internal Tells what is over, or was not begun. */
+  audit(about: Audited, decision: AuditEvent["decision"], code?: CapabilityErrorCode, error?: unknown): void {
     try {
-      this.#tellAudit(call, decision, code, error);
+      this.#tellAudit(about, decision, code, error);
     } catch {
       // The act is over, or was not begun: there is nothing left that a broken sink could stop.
     }
   }
 
   #tellAudit(
-    call: BrokerCall,
+    about: Audited,
     decision: AuditEvent["decision"],
     code?: CapabilityErrorCode,
     error?: unknown,
@@ -474,13 +497,13 @@ export class Broker {
       timeMs: this.#port.nowMs(),
       runId: this.#run.id,
       tenant: this.#run.tenant,
-      capability: call.label,
-      kind: call.kind,
-      method: call.method,
+      capability: about.label,
+      kind: about.kind,
+      method: about.method,
       decision,
       ...(code === undefined ? {} : { code }),
-      detail: call.detail,
-      bytes: call.bytes,
+      detail: about.detail,
+      bytes: about.bytes,
       ...(error === undefined ? {} : { error }),
     });
   }
@@ -562,7 +585,7 @@ class BrokerCall implements Call {
     if (this.#over) return;
     const late = () =>
       this.cancel(new CapabilityError("timeout", `${this.label}.${this.method}: no answer in ${ms} ms`));
-    this.#timer = setTimeout(late, ms);
+    this.#timer = setTimeout(late, Math.min(ms, MAX_TIMER_MS));
   }
 
   cancel(error: CapabilityError): void {
@@ -587,13 +610,25 @@ class BrokerCall implements Call {
   #end(): void {
     this.#over = true;
     clearTimeout(this.#timer);
-    for (const listener of this.#listeners ?? []) listener();
+    for (const listener of this.#listeners ?? []) {
+      try {
+        listener();
+      } catch (error) {
+        this.#broker.audit(this, "failed", "failed", error); // the call is over: nothing else can hear of it
+      }
+    }
     this.#listeners = undefined;
   }
 }
 
 const isThenable = (value: unknown): value is PromiseLike<unknown> =>
   typeof value === "object" && value !== null && "then" in value && typeof value.then === "function";
+
+function sizeOf({ text, blobs }: EncodedValue): number {
+  let bytes = text.length;
+  for (const blob of blobs) bytes += blob.byteLength;
+  return bytes;
+}
 
 /** Never more than what the codec would count: whoever is over the limit by this measure did not keep it. */
 function leastBytes(wire: unknown, enough: number): number {
