@@ -134,6 +134,8 @@ export const wireLimits = {
   nesting: 72,
   /** Commas in a text. Stops a text of "0,0,0..." that grows eightfold when parsed. */
   commas: 1 << 20,
+  /** Items in a frame of calls, replies or releases. Stops a frame of small ones that grows twentyfold when parsed. */
+  items: 16_384,
   /** The longest method name. */
   methodChars: 128,
   /** Texts in one log message. */
@@ -314,6 +316,9 @@ function itemText(message: CallMessage<EncodedValue> | ReplyMessage<EncodedValue
   }
 }
 
+/** A frame that is longer takes no more items. */
+const BATCH_CHARS = 65_536;
+
 type Item<V> = CallMessage<V> | ReplyMessage<V> | ReleaseMessage;
 
 /** The host's messages in as few frames as their order allows, each frame with the host's clock. */
@@ -333,7 +338,8 @@ export function encodeItems(nowMs: number, items: readonly Item<EncodedValue>[])
       frames.push(frameOf(kindNumbers[item.kind], `[${nowMs},${itemText(item)}]`, blobs));
       continue;
     }
-    if (kind !== item.kind) flush();
+    // Not all in one: what a frame needs at once, here and in the guest's small memory, is a multiple of its length.
+    if (kind !== item.kind || text.length > BATCH_CHARS) flush();
     kind = item.kind;
     text += `,${itemText(item)}`;
   }
@@ -664,6 +670,7 @@ function parseItems(frame: Frame, fromWorker: boolean): Message[] {
   const items = new Parts(parseText(frame.text));
   const clock = fromWorker ? undefined : { nowMs: items.number() };
   const count = items.length - (fromWorker ? 0 : 1);
+  if (count > wireLimits.items) throw new ProtocolError("too-many-nodes");
   if (count < 1 || (count > 1 && blob.byteLength > 0)) malformed();
   if (kind === kindNumbers.release) withoutBlob(frame);
   const messages: Message[] = [];
@@ -825,6 +832,8 @@ export class WorkerConnection {
   #dead = false;
   #frames = 0;
   #bytes = 0;
+  /** What the host itself asked for: callbacks' answers come on top of the run's allowance. */
+  #asked = 0;
   #lastCall = 0;
   readonly #inFlight = new Set<number>();
   readonly #outstanding = new Set<number>();
@@ -860,12 +869,14 @@ export class WorkerConnection {
     if (this.#dead) throw new ProtocolError("dead");
     this.#dead = true; // until this chunk has proved good
     this.#bytes += chunk.byteLength;
-    if (this.#bytes > this.#limits.maxBytesIn) throw new ProtocolError("flood");
+    const { maxBytesIn, maxFrames, maxTextBytes, maxBlobBytes } = this.#limits;
+    if (this.#bytes > maxBytesIn + this.#asked * (headerBytes + maxTextBytes + maxBlobBytes))
+      throw new ProtocolError("flood");
     if (chunk.byteLength > 0) this.#mustListen();
     const messages: WorkerMessage[] = [];
     for (const frame of this.#decoder.push(chunk)) {
       this.#frames += 1;
-      if (this.#frames > this.#limits.maxFrames) throw new ProtocolError("flood");
+      if (this.#frames > maxFrames + this.#asked) throw new ProtocolError("flood");
       this.#mustListen();
       for (const message of parseFrame(frame, "worker")) {
         this.#accept(message);
@@ -893,6 +904,7 @@ export class WorkerConnection {
   called(id: number): void {
     if (this.#outstanding.has(id)) throw new Error(`a second call with the id ${id}`);
     this.#outstanding.add(id);
+    this.#asked++;
   }
 
   /** No byte may come in silence: while parked, and after the result. */

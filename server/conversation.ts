@@ -86,6 +86,9 @@ export interface RunJob {
 /** Over so many unsent bytes nothing more is heard of a worker: it asks, and does not read the answers. */
 const MAX_BACKLOG_BYTES = 8 * 1024 * 1024;
 
+/** Answers over so many bytes go out before more calls are heard: one read may bring a thousand of those. */
+const MAX_OUTBOX_BYTES = 1024 * 1024;
+
 /** Runs one job on a parked worker and kills it. Resolves to the outcome; never rejects. */
 export function converse(parked: ParkedWorker, run: RunJob): Promise<Outcome> {
   return new Promise((resolve) => new Conversation(parked, run, resolve).begin());
@@ -97,6 +100,7 @@ class Conversation {
   readonly #over = new AbortController();
   /** Messages to the worker that go out together at the end of this tick. */
   #outbox: BrokerMessage[] = [];
+  #outboxBytes = 0;
   /** What the worker said while it did not read. */
   #unheard: WorkerMessage[] = [];
   #clockOffset = 0;
@@ -157,7 +161,7 @@ class Conversation {
   #hear(chunk: Uint8Array): void {
     if (this.#ended) return;
     this.#guarded(() => {
-      this.#unheard.push(...this.parked.connection.feed(chunk));
+      for (const message of this.parked.connection.feed(chunk)) this.#unheard.push(message);
       this.#takeAll();
     });
   }
@@ -185,6 +189,7 @@ class Conversation {
     const messages = this.#unheard;
     let at = 0;
     for (; at < messages.length && !this.#ended; at++) {
+      if (this.#outboxBytes > MAX_OUTBOX_BYTES) this.#flush();
       if (this.parked.backlog > MAX_BACKLOG_BYTES) {
         this.parked.pauseUntilDrained(() => this.#guarded(() => this.#takeAll()));
         break;
@@ -244,13 +249,19 @@ class Conversation {
 
   #queue(message: BrokerMessage): void {
     if (this.#ended) return;
+    if (message.kind !== "release") {
+      const { text, blobs } = message.kind === "call" ? message.args : message.value;
+      this.#outboxBytes += text.length;
+      for (const blob of blobs) this.#outboxBytes += blob.byteLength;
+    }
     if (this.#outbox.push(message) === 1) process.nextTick(() => this.#flush());
   }
 
   #flush(): void {
     const messages = this.#outbox;
     this.#outbox = [];
-    this.#transmit(Date.now() + this.#clockOffset, messages);
+    this.#outboxBytes = 0;
+    if (messages.length > 0) this.#transmit(Date.now() + this.#clockOffset, messages);
   }
 
   #transmit(nowMs: number, messages: readonly BrokerMessage[]): void {

@@ -141,7 +141,8 @@ export function connectionLimits(limits: Limits): ConnectionLimits {
     maxTextBytes: 3 * largest + MiB,
     maxBlobBytes: largest,
     maxFrames: 1_000_000 + 4 * limits.hostCalls + limits.logBytes / 16,
-    maxBytesIn: 16 * MiB + 4 * limits.resultBytes + 8 * limits.logBytes + limits.hostCalls * limits.callBytes,
+    maxBytesIn:
+      16 * MiB + 4 * limits.resultBytes + 8 * limits.logBytes + 3 * limits.hostCalls * limits.callBytes,
     // Timers make calls too; the broker's limit on host calls is counted apart.
     maxCalls: 1_000_000 + limits.hostCalls,
     maxInFlight: limits.hostCallsInFlight + 1024,
