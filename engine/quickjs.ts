@@ -502,8 +502,9 @@ const NO_BYTES = new Uint8Array(0);
 
 const addressOf = (handle: QuickJSHandle): number => handle.value as unknown as number;
 
-/** The number in decimal digits that begins at `at`: the host's clock, first in each of its texts. */
+/** The whole part of the number that begins at `at`: the host's clock, first in each of its texts. */
 function numberAt(bytes: Uint8Array, at: number): number {
+  if (bytes[at] === 0x2d) return -numberAt(bytes, at + 1); // before 1970
   let number = 0;
   for (let digit = (bytes[at] as number) - 48; digit >= 0 && digit <= 9; digit = (bytes[at] as number) - 48) {
     number = number * 10 + digit;

@@ -442,11 +442,16 @@ export function world(
   }
   /** When the host was asked to wake us, and has not yet. */
   let wakes: Wake | undefined;
+  let wakeCount = 0;
+  /** A little less than the broker lets us sleep at once: an interval that goes on adds to it. */
+  const MAX_WAKES = 1000;
   const wakeBy = (at: number, now: number): void => {
     for (let wake = wakes; wake !== undefined; wake = wake.next) if (wake.at <= at) return;
     const wake: Wake = { at, next: wakes };
     wakes = wake;
+    wakeCount++;
     guestStubs.sleep(at - now, () => {
+      wakeCount--;
       if (wakes === wake) wakes = wake.next;
       for (let other = wakes; other !== undefined; other = other.next) {
         if (other.next === wake) other.next = wake.next;
@@ -473,7 +478,6 @@ export function world(
           : name + ": at most " + maxTimers + " timers may be pending",
       );
     }
-    timerCount++;
     // At least one, as elsewhere: a chain of timers without delay must not keep the host's answers from being heard.
     let delay = Number(ms);
     if (!(delay >= 1)) delay = 1;
@@ -482,9 +486,14 @@ export function world(
     timer.id = ++lastTimer;
     timer.every = repeat ? delay : -1;
     timer.due = dateNow() + delay;
+    // Each that is due before all others asks the host for a wake, and none can be taken back.
+    if (wakeCount >= MAX_WAKES && timer.due < wakes!.at) {
+      throw new RangeError(name + ": over " + MAX_WAKES + " timers were set, each for an earlier time");
+    }
     timer.run = () => void apply(f, undefined, args);
     timer.next = undefined;
     enqueue(timer);
+    timerCount++;
     return timer.id;
   };
   const clearTimer = (id: unknown): void => {
@@ -576,7 +585,7 @@ export function world(
       [counter, used] = [0, 64];
       [maxResultBytes, maxLogBytes, maxTimers, virtual] = [parts[0], parts[1], parts[4], parts[5]];
       startMs = dateNow();
-      [loggedBytes, queue, timerCount, wakes, lastMissing] = [0, undefined, 0, undefined, ""];
+      [loggedBytes, queue, timerCount, wakes, wakeCount, lastMissing] = [0, undefined, 0, undefined, 0, ""];
       for (leastLevel = 0; LEVELS[leastLevel] !== parts[6];) leastLevel++;
       input = codec.decode(parts[8], new Uint8(bytesIn, 32), { maxDepth: 64, maxNodes: 1_000_000 });
       env = guestStubs.begin(parts[7], parts[3], parts[2]);
