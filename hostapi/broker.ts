@@ -287,7 +287,7 @@ export class Broker {
     if (error instanceof CapabilityError) return error;
     if (!isCodecError(error)) throw error;
     if (error.code === "too-large")
-      return new CapabilityError("too-large", "the value takes too long to build");
+      return new CapabilityError("too-large", "the value is too large to be built");
     this.#port.violated("a value that is none");
     return undefined;
   }
