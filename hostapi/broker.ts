@@ -80,6 +80,8 @@ export interface BrokerPort {
   send(message: BrokerMessage): void;
   /** Goes out now, together, and with this clock. */
   sendAt(nowMs: number, messages: readonly BrokerMessage[]): void;
+  /** Calls `act` now or, if the worker has much to read already, later, in order: nothing is written down before. */
+  whenRoom(act: () => void): void;
   /** Milliseconds since 1970. */
   nowMs(): number;
   /** The worker sent what no honest one sends: the run must end. */
@@ -352,7 +354,8 @@ export class Broker {
     let kept = false;
     const release = () => {
       if (!this.#functions.delete(id) || this.#closed) return;
-      this.#port.send({ kind: "release", ref: id, count: 1 });
+      // Behind the calls of it that wait for room.
+      this.#port.whenRoom(() => this.#port.send({ kind: "release", ref: id, count: 1 }));
     };
     const f = asGuestFunction(
       Object.assign((...args: unknown[]) => this.#callGuest(id, args, owner), {
@@ -380,9 +383,17 @@ export class Broker {
     }
     const answer = new Promise<unknown>((resolve, reject) => {
       const id = (this.#lastCallback = (this.#lastCallback % MAX_U32) + 1);
-      const encoded = this.#encode(args, owner.label); // what it throws rejects
       this.#callbacks.set(id, { resolve, reject, owner });
-      this.#port.send({ kind: "call", id, ref, method: "call", args: encoded });
+      this.#port.whenRoom(() => {
+        if (!this.#callbacks.has(id)) return; // the run is over
+        try {
+          const encoded = this.#encode(args, owner.label);
+          this.#port.send({ kind: "call", id, ref, method: "call", args: encoded });
+        } catch (error) {
+          this.#callbacks.delete(id);
+          reject(error as Error);
+        }
+      });
     });
     // A guest must not end its host's process by a rejection that a listener did not expect.
     answer.catch(() => {});
@@ -424,6 +435,11 @@ export class Broker {
   }
 
   // -- what calls tell us -------------------------------------------------------------------------------------------
+
+  /** @internal */
+  whenRoom(act: () => void): void {
+    this.#port.whenRoom(act);
+  }
 
   /** @internal A call's end: its answer goes out, if there is still anybody to hear it. */
   finish(call: BrokerCall, result: { value: unknown } | { error: unknown }): void {
@@ -597,8 +613,12 @@ class BrokerCall implements Call {
 
   succeed(value: unknown): void {
     if (this.#over) return;
-    this.#broker.finish(this, { value });
-    this.#end();
+    clearTimeout(this.#timer);
+    this.#broker.whenRoom(() => {
+      if (this.#over) return;
+      this.#broker.finish(this, { value });
+      this.#end();
+    });
   }
 
   fail(error: unknown): void {

@@ -62,6 +62,7 @@ export function stubs(port: StubPort): Stubs {
   const [WeakRefCtor, deref] = [WeakRef, uncurry(WeakRef.prototype.deref)];
   const typed = Object.getPrototypeOf(Uint8Array.prototype) as object;
   const bufferOf = uncurry(Object.getOwnPropertyDescriptor(typed, "buffer")?.get);
+  const lengthOf = uncurry(Object.getOwnPropertyDescriptor(typed, "byteLength")?.get);
   const { call: emitCall, reply: emitReply, release: emitRelease, codec } = port;
   const noBytes = new Uint8Array(0);
   // One for all: making one costs more than the rest. A null prototype, because a descriptor's fields are looked up
@@ -76,10 +77,18 @@ export function stubs(port: StubPort): Stubs {
 
   /** Texts over this go out at once: the host may begin while the guest still computes. */
   const BATCH_CHARS = 16_384;
+  /**
+   * Of arguments without an answer; a longer call goes alone. The worker can either write or read: were it to write
+   * more than the host takes from one that does not read its answers, both would wait for ever.
+   */
+  const CREDIT_BYTES = 1_048_576;
   const BUILT_IN = ["kv", "files", "http", "events", "approve"];
 
-  /** A call without an answer: how to settle it, and an error made where the script made it, whose stack says where. */
-  type Pending = readonly [resolve: (value: unknown) => void, reject: (error: unknown) => void, site: Error];
+  /**
+   * A call without an answer: how to settle it, an error made where the script made it, whose stack says where, and the
+   * size of its arguments, text and bytes.
+   */
+  type Pending = readonly [resolve: (value: unknown) => void, reject: (error: unknown) => void, site: Error, size: number]; // prettier-ignore
   /** A call that the credit keeps back. */
   interface Waiting {
     pending: Pending;
@@ -92,7 +101,7 @@ export function stubs(port: StubPort): Stubs {
     next: Waiting | undefined;
   }
 
-  let [lastCall, lastExport, inFlight, waitingCount, sleeps] = [0, 0, 0, 0, 0];
+  let [lastCall, lastExport, inFlight, inFlightBytes, waitingCount, sleeps] = [0, 0, 0, 0, 0, 0];
   let [maxInFlight, maxCallBytes] = [0, 0];
   let [first, last] = [undefined as Waiting | undefined, undefined as Waiting | undefined];
   let [pending, sleeping, exported] = [new MapCtor(), new MapCtor(), new MapCtor()];
@@ -248,8 +257,11 @@ export function stubs(port: StubPort): Stubs {
     }
     return text.length < maxCallBytes ? text + "]" : undefined;
   };
+  const maySend = (size: number): boolean =>
+    inFlight < maxInFlight && (inFlightBytes + size <= CREDIT_BYTES || inFlight === 0);
   const send = (entry: Pending, target: string, text: string, blobs: Uint8Array[]): void => {
     inFlight++;
+    inFlightBytes += entry[3];
     lastCall++;
     mapSet(pending, lastCall, entry);
     queueCall("[" + lastCall + target + text + "]", blobs);
@@ -268,8 +280,10 @@ export function stubs(port: StubPort): Stubs {
         blobs = encoded.blobs;
         names = mentioned;
       }
-      const entry: Pending = [resolve, reject, site];
-      if (inFlight < maxInFlight && first === undefined) return send(entry, target, text, blobs);
+      let size = text.length;
+      for (let i = 0; i < blobs.length; i++) size += lengthOf(blobs[i]);
+      const entry: Pending = [resolve, reject, site, size];
+      if (first === undefined && maySend(size)) return send(entry, target, text, blobs);
       const waiting: Waiting = { pending: entry, target, token, mentioned: names, text, blobs, next: undefined }; // prettier-ignore
       if (last === undefined) first = waiting;
       else last.next = waiting;
@@ -279,7 +293,7 @@ export function stubs(port: StubPort): Stubs {
   };
   const sendWaiting = (): void => {
     for (let entry = first; entry !== undefined; entry = first) {
-      if (inFlight >= maxInFlight) return;
+      if (!maySend(entry.pending[3])) return;
       first = entry.next;
       if (first === undefined) last = undefined;
       waitingCount--;
@@ -311,6 +325,7 @@ export function stubs(port: StubPort): Stubs {
     if (entry === undefined) return;
     mapDelete(pending, id);
     inFlight--;
+    inFlightBytes -= entry[3];
     if (!ok) return fail(entry, wire);
     if (typeof wire !== "object" || wire === null) return entry[0](wire);
     let value;
@@ -377,7 +392,7 @@ export function stubs(port: StubPort): Stubs {
 
   return freeze({
     begin(entries: readonly EnvEntry[], credit: number, callBytes: number) {
-      [lastCall, lastExport, inFlight, waitingCount, sleeps] = [0, 0, 0, 0, 0];
+      [lastCall, lastExport, inFlight, inFlightBytes, waitingCount, sleeps] = [0, 0, 0, 0, 0, 0];
       [maxInFlight, maxCallBytes] = [credit, callBytes];
       first = last = undefined;
       [pending, sleeping, exported] = [new MapCtor(), new MapCtor(), new MapCtor()];

@@ -83,8 +83,11 @@ export interface RunJob {
   recorder?: Recorder | undefined;
 }
 
-/** Over so many unsent bytes nothing more is heard of a worker: it asks, and does not read the answers. */
+/** Over so many unsent bytes nothing more is done for a worker: it asks, and does not read the answers. */
 const MAX_BACKLOG_BYTES = 8 * 1024 * 1024;
+
+/** Over what one call may carry: calls beside it and releases, and twice what the guest has in flight (CREDIT_BYTES). */
+const UNHEARD_SLACK_BYTES = 2 * 1024 * 1024;
 
 /** Answers over so many bytes go out before more calls are heard: one read may bring a thousand of those. */
 const MAX_OUTBOX_BYTES = 1024 * 1024;
@@ -101,8 +104,9 @@ class Conversation {
   /** Messages to the worker that go out together at the end of this tick. */
   #outbox: BrokerMessage[] = [];
   #outboxBytes = 0;
-  /** What the worker said while it did not read. */
-  #unheard: WorkerMessage[] = [];
+  /** What will be done when the worker has read more: calls that it made meanwhile, and answers to be written. */
+  #later: (() => void)[] = [];
+  #unheardBytes = 0;
   #clockOffset = 0;
   #logBytes = 0;
   #bytesOut = 0;
@@ -122,6 +126,7 @@ class Conversation {
     const port = {
       send: (message: BrokerMessage) => this.#queue(message),
       sendAt: (nowMs: number, messages: readonly BrokerMessage[]) => this.#transmit(nowMs, messages),
+      whenRoom: (act: () => void) => this.#whenRoom(act),
       nowMs: () => Date.now(),
       violated: (detail: string) => this.#stop({ reason: "protocol", layer: "broker", detail }),
       exhausted: (measured: number) =>
@@ -161,9 +166,23 @@ class Conversation {
   #hear(chunk: Uint8Array): void {
     if (this.#ended) return;
     this.#guarded(() => {
-      for (const message of this.parked.connection.feed(chunk)) this.#unheard.push(message);
-      this.#takeAll();
+      for (const message of this.parked.connection.feed(chunk)) {
+        if (this.#ended) return;
+        // Answers and lines of the log ask for nothing: they need not wait until the worker has read ours.
+        if (message.kind === "reply" || message.kind === "log" || this.#hasRoom()) this.#take(message);
+        else this.#keepUnheard(message);
+      }
     });
+  }
+
+  /** What can be made to wait is what an honest worker may have in flight; then it is heard no more. */
+  #keepUnheard(message: WorkerMessage): void {
+    this.#putOff(() => this.#take(message));
+    this.#unheardBytes += 64;
+    if (message.kind === "call") {
+      this.#unheardBytes += JSON.stringify(message.args.wire).length + message.args.blob.byteLength;
+    }
+    if (this.#unheardBytes > this.run.limits.callBytes + UNHEARD_SLACK_BYTES) this.parked.pause();
   }
 
   /** Whatever a worker's bytes can make us throw ends that worker, and nothing else. */
@@ -184,24 +203,41 @@ class Conversation {
     }
   }
 
-  /** A worker that does not read its answers is not heard until it does: what it can make us keep stays bounded. */
-  #takeAll(): void {
-    const messages = this.#unheard;
+  /** Nothing is done for a worker that does not read its answers: what it can make us keep stays bounded. */
+  #whenRoom(act: () => void): void {
+    if (this.#hasRoom()) act();
+    else this.#putOff(act);
+  }
+
+  #putOff(act: () => void): void {
+    if (this.#later.push(act) === 1) this.parked.whenDrained(() => this.#guarded(() => this.#catchUp()));
+  }
+
+  /** What was put off goes first. */
+  #hasRoom(): boolean {
+    return this.#later.length === 0 && this.#isRead();
+  }
+
+  #isRead(): boolean {
+    if (this.#outboxBytes > MAX_OUTBOX_BYTES) this.#flush();
+    return this.parked.backlog <= MAX_BACKLOG_BYTES;
+  }
+
+  #catchUp(): void {
+    const acts = this.#later;
     let at = 0;
-    for (; at < messages.length && !this.#ended; at++) {
-      if (this.#outboxBytes > MAX_OUTBOX_BYTES) this.#flush();
-      if (this.parked.backlog > MAX_BACKLOG_BYTES) {
-        this.parked.pauseUntilDrained(() => this.#guarded(() => this.#takeAll()));
-        break;
-      }
-      const message = messages[at] as WorkerMessage;
-      this.run.recorder?.heard(message);
-      this.#take(message);
+    while (at < acts.length && !this.#ended && this.#isRead()) (acts[at++] as () => void)();
+    if (this.#ended) return;
+    this.#later = acts.slice(at);
+    if (this.#later.length > 0) {
+      return this.parked.whenDrained(() => this.#guarded(() => this.#catchUp()));
     }
-    this.#unheard = messages.slice(at);
+    this.#unheardBytes = 0;
+    this.parked.resume();
   }
 
   #take(message: WorkerMessage): void {
+    this.run.recorder?.heard(message);
     switch (message.kind) {
       case "log":
         return this.#log(message.level, message.texts, message.timeMs);
@@ -413,6 +449,7 @@ class Conversation {
     };
     clearTimeout(this.#wallTimer);
     clearTimeout(this.#cpuTimer);
+    this.#later = [];
     this.#over.abort();
     this.#host.close();
     this.run.signal?.removeEventListener("abort", this.#onAbort);

@@ -98,15 +98,18 @@ export class ParkedWorker {
     return this.worker.socket.writableLength;
   }
 
-  /** Hears nothing more until everything has left; then calls `resume`. */
-  pauseUntilDrained(resume: () => void): void {
-    const { socket } = this.worker;
-    if (socket.isPaused()) return;
-    socket.pause();
-    socket.once("drain", () => {
-      socket.resume();
-      resume();
-    });
+  /** Calls `then` when everything has left. There must be a backlog. */
+  whenDrained(then: () => void): void {
+    this.worker.socket.once("drain", then);
+  }
+
+  /** Hears nothing more until `resume`. */
+  pause(): void {
+    this.worker.socket.pause();
+  }
+
+  resume(): void {
+    this.worker.socket.resume();
   }
 
   /** Kills the process and lets go of its socket. */

@@ -245,6 +245,27 @@ describe.each(ENGINES)("capabilities on %s", (engine) => {
       }
     });
 
+    test("of megabytes each cross in numbers both ways at once: neither side waits for the other to read", async () => {
+      const large = capability("large", {
+        back: reading({ data: bytes() }, ({ data }) => data),
+        each: reading({ f: callback() }, async ({ f }) => {
+          const answers = Array.from({ length: 20 }, () => f(new Uint8Array(1_000_000)));
+          return (await Promise.all(answers)).length;
+        }),
+      });
+      const wide = await makeSandbox({ engine, limits: { wallMs: 20_000, memoryMb: 256 } });
+      try {
+        const source = `export default async (_, env) => {
+          const all = [];
+          for (let i = 0; i < 20; i++) all.push(env.large.back(new Uint8Array(1_000_000).fill(i)));
+          return [(await Promise.all(all)).every((data, i) => data[999_999] === i), await env.large.each((data) => data)];
+        }`;
+        expect(valueOf(await wide.run(source, { grants: { large } }))).toEqual([true, 20]);
+      } finally {
+        await wide.close();
+      }
+    });
+
     test("an error crosses as a value, without the host's stack", async () => {
       const maker = capability("maker", {
         make: reading({}, () => [new RangeError("too far")]),

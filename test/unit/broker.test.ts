@@ -50,6 +50,7 @@ class Bench {
       run,
       port: {
         send: (message) => void this.sent.push(message),
+        whenRoom: (done) => done(),
         nowMs: () => 7,
         violated: (detail) => void this.violations.push(detail),
         exhausted: (calls) => void this.exhausted.push(calls),
