@@ -16,18 +16,20 @@ export interface OwnedTools {
   /** Bytes at a fixed address, to be passed in a call. */
   memory(content: number | string | Uint8Array): Memory;
   input: unknown;
+  /** The entries of `env` as the job has them: with references, without stubs. */
+  env: readonly unknown[];
 }
 
 export const owned: Engine = {
   boot: async (): Promise<Image> => ({
     rehearse: () => {},
-    warm: () => void run("return input", undefined),
+    warm: () => void run("return input", undefined, []),
     load: (job, send) => ({
       outstanding: 0,
       reserve: () => undefined,
       step: () => {
         try {
-          const value = run(job.source, job.input.wire);
+          const value = run(job.source, job.input.wire, job.env);
           const limits = { maxBytes: job.maxResultBytes, maxDepth: 64, maxNodes: 1_000_000, root: "value" };
           const { text, blobs } = encode(value, limits);
           send({ kind: "result", text: resultText({ status: "ok", value: text }), blobs });
@@ -46,10 +48,10 @@ const syscall: OwnedTools["syscall"] = (nr, ...args) => {
   return ret < 0 && ret > -4096 ? { ret: -1, errno: -ret } : { ret, errno: 0 };
 };
 
-function run(source: string, input: unknown): unknown {
+function run(source: string, input: unknown, env: readonly unknown[]): unknown {
   // oxlint-disable-next-line typescript/no-implied-eval, no-new-func -- the attacker's code is meant to run here
-  const attack = new Function("syscall", "memory", "input", "Memory", source) as (
+  const attack = new Function("syscall", "memory", "input", "Memory", "env", source) as (
     ...tools: unknown[]
   ) => unknown;
-  return attack(syscall, (content: number | string | Uint8Array) => new Memory(content), input, Memory);
+  return attack(syscall, (content: number | string | Uint8Array) => new Memory(content), input, Memory, env);
 }

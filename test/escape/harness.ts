@@ -8,6 +8,7 @@ import { spawn } from "node:child_process";
 import { afterAll } from "vitest";
 import { codec } from "#engine/codec";
 import { Broker } from "#hostapi/broker";
+import type { Capability } from "#hostapi/capability";
 import { encodeMessage, WorkerConnection } from "#hostapi/wire";
 import { readHost, type Host } from "#osjail/host";
 import { planJail, type JailPlan, type LayerName } from "#osjail/plan";
@@ -122,6 +123,7 @@ export class OwnedHull {
     code: string,
     input?: unknown,
     asked: Partial<Limits> = {},
+    grants: Readonly<Record<string, Capability>> = {},
   ): Promise<Outcome> {
     const limits = completeLimits(asked, this.limits);
     parked.applyLimits(limits);
@@ -132,7 +134,7 @@ export class OwnedHull {
       signal: undefined,
       layers: this.layers,
       tenant: "",
-      host: (port, run) => new Broker(new Map(), { limits, run, port }),
+      host: (port, run) => new Broker(new Map(Object.entries(grants)), { limits, run, port }),
     });
     await worker.exited;
     return outcome;
@@ -213,8 +215,9 @@ export async function attack(
   code: string,
   input?: unknown,
   limits?: Partial<Limits>,
+  grants?: Readonly<Record<string, Capability>>,
 ): Promise<Outcome> {
-  return hull.attack(await hull.fork(), code, input, limits);
+  return hull.attack(await hull.fork(), code, input, limits, grants);
 }
 
 /** How the same code ends in a plain process of this user, without any jail. */

@@ -2,36 +2,11 @@
  * A worker that has fallen speaks whatever it likes on its one socket. Each case writes raw bytes from inside the jail
  * and must end as its class says, with the supervisor's memory where it was, and the hull ready for the next run.
  */
-import v8 from "node:v8";
-import vm from "node:vm";
 import { beforeAll, describe, expect, it } from "vitest";
 import type { Limits } from "#server/limits";
 import type { Outcome } from "#server/outcome";
 import { attack, ownedHull, valueOf, type OwnedHull } from "./harness.js";
-
-/** Tools for the attacker: frames as hostapi/wire.ts describes them, and lies of all kinds. */
-const TOOLS = `
-  const put = (bytes) => {
-    const at = memory(bytes);
-    for (let sent = 0; sent < bytes.length; ) {
-      const { ret, errno } = syscall("write", 3, at.address + sent, bytes.length - sent);
-      if (ret > 0) sent += ret; else if (errno !== 11 && errno !== 4) return errno;
-    }
-  };
-  const header = (textBytes, blobBytes, kind) => {
-    const head = Buffer.alloc(12);
-    head.writeUInt32LE(textBytes, 0); head.writeUInt32LE(blobBytes, 4); head.writeUInt32LE(kind, 8);
-    return head;
-  };
-  const frame = (kind, text, blob = Buffer.alloc(0)) => {
-    const body = Buffer.from(text);
-    return Buffer.concat([header(body.length, blob.length, kind), body, blob]);
-  };
-  const JOB = 1, CALL = 2, REPLY = 3, RELEASE = 4, LOG = 5, RESULT = 6, PARKED = 7;
-  const call = (id, method = "x", args = '["a"]', ref = 0) => frame(CALL, '[[' + id + ',' + ref + ',' + JSON.stringify(method) + ',' + args + ']]');
-  const hang = () => { for (;;) syscall("read", 3, memory(4096), 0); };
-  const die = (code) => syscall("exit_group", code);
-`;
+import { heldBytes, TOOLS, weighed } from "./wire.js";
 
 interface Case {
   what: string;
@@ -214,29 +189,6 @@ const CASES: Case[] = [
   { what: "dies of a signal", code: 'syscall("rt_sigreturn")', ends: "crash", detail: "signal 11" },
   { what: "says nothing", code: "hang()", limits: SOON, ends: "wall-time" },
 ];
-
-v8.setFlagsFromString("--expose-gc");
-const collect = vm.runInNewContext("gc") as () => void;
-
-/** Bytes that are alive in the supervisor. */
-function heldBytes(): number {
-  collect();
-  const { external, heapUsed } = process.memoryUsage();
-  return external + heapUsed;
-}
-
-/** Runs, and says the most that was held meanwhile: looked at now and then, since each look is a collection. */
-async function weighed<T>(run: () => Promise<T>): Promise<{ value: T; peakBytes: number }> {
-  const before = heldBytes();
-  let peakBytes = 0;
-  const sampling = setInterval(() => (peakBytes = Math.max(peakBytes, heldBytes() - before)), 50);
-  try {
-    const value = await run();
-    return { value, peakBytes: Math.max(peakBytes, heldBytes() - before) };
-  } finally {
-    clearInterval(sampling);
-  }
-}
 
 const endOf = (outcome: Outcome): string =>
   outcome.status === "stopped" ? outcome.stop.reason : outcome.status;
