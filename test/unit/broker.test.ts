@@ -36,6 +36,8 @@ class Bench {
   readonly violations: string[] = [];
   readonly exhausted: number[] = [];
   readonly events: AuditEvent[] = [];
+  /** Set: the worker does not read, and what was to be written waits here. */
+  held: (() => void)[] | undefined;
   readonly broker: Broker;
   #lastId = 0;
 
@@ -50,7 +52,7 @@ class Bench {
       run,
       port: {
         send: (message) => void this.sent.push(message),
-        whenRoom: (done) => done(),
+        whenRoom: (write) => void (this.held === undefined ? write() : this.held.push(write)),
         nowMs: () => 7,
         violated: (detail) => void this.violations.push(detail),
         exhausted: (calls) => void this.exhausted.push(calls),
@@ -443,6 +445,60 @@ describe("the end of a run", () => {
     const bench = new Bench({ c });
     expect(await bench.call(bench.ref("c"), "go")).toBe(1);
     expect(late?.().aborted).toBe(true);
+  });
+});
+
+describe("a worker that does not read", () => {
+  test("has its answers unwritten until it does, and in order", async () => {
+    let encoded = 0;
+    const c = capability("c", {
+      go: act({ n: z.number() }, ({ n }) => ({
+        get n() {
+          encoded++;
+          return n;
+        },
+      })),
+    });
+    const bench = new Bench({ c });
+    bench.held = [];
+    for (let n = 1; n <= 3; n++) bench.send(bench.ref("c"), "go", [n]);
+    expect([encoded, bench.sent]).toEqual([0, []]);
+    for (const write of bench.held) write();
+    expect(bench.sent.map((message) => message.kind === "reply" && read(message.value))).toEqual([{ n: 1 }, { n: 2 }, { n: 3 }]); // prettier-ignore
+  });
+
+  test("cannot keep an answer from being revoked, nor a run from ending", async () => {
+    const keeper = caretaker(box("secret"));
+    const bench = new Bench({ c: keeper.capability, box: box("late") });
+    bench.held = [];
+    const revoked = bench.send(bench.ref("c"), "get");
+    const late = bench.send(bench.ref("box"), "get");
+    keeper.revoke();
+    bench.broker.close();
+    for (const write of bench.held) write();
+    expect(bench.answerTo(revoked)?.value).toEqual(["revoked", "c: it was taken back"]);
+    expect(bench.answerTo(late)).toBeUndefined();
+  });
+
+  test("is called back before it is told to forget, and whoever called is told when the run ends", async () => {
+    let ended: unknown;
+    const c = capability("c", {
+      fire: act({ f: callback() }, ({ f }) => {
+        f("x").catch((error: unknown) => (ended = error));
+        return 1;
+      }),
+    });
+    const bench = new Bench({ c });
+    bench.held = [];
+    bench.send(bench.ref("c"), "fire", [["r", "function", 9]]);
+    while (bench.held.length > 0) bench.held.shift()?.();
+    expect(bench.sent.map(({ kind }) => kind)).toEqual(["call", "reply", "release"]);
+    bench.send(bench.ref("c"), "fire", [["r", "function", 10]]);
+    bench.broker.close();
+    while (bench.held.length > 0) bench.held.shift()?.();
+    await new Promise((resolve) => setImmediate(resolve));
+    expect(ended).toMatchObject({ code: "unavailable" });
+    expect(bench.sent).toHaveLength(3);
   });
 });
 
