@@ -98,6 +98,9 @@ const MAX_SLEEPS = 1024;
 const MAX_NODES = 200_000;
 /** Most time that building one value may take: a script can choose keys that collide in V8's hash tables, ms. */
 const DECODE_MS = 50;
+/** Of values that take long (over SLOW_MS each), in all: then it is no accident, and other runs wait. */
+const SLOW_MS = 5;
+const MAX_SLOW_MS = 250;
 /** Calls of guest functions that may be unanswered at one time. */
 const MAX_CALLBACKS = 1000;
 /** Of a guest's error, name and message: what its half of the protocol cuts them to is less. */
@@ -146,6 +149,7 @@ export class Broker {
   readonly #env: EnvEntry[] = [];
   #roots = 0;
   #lastCallback = 0;
+  #slowMs = 0;
   #calls = 0;
   #closed = false;
 
@@ -326,18 +330,26 @@ export class Broker {
   }
 
   #decode({ wire, blob }: WireValue, owner: BrokerCall): unknown {
-    const end = performance.now() + DECODE_MS;
-    return decode(wire, blob, {
-      maxDepth: 64,
-      maxNodes: MAX_NODES,
-      expired: () => performance.now() > end,
-      resolve: (kind, id) => {
-        if (kind === "function") return this.#import(id, owner);
-        const home = kind === "home" ? this.#table.get(id) : undefined;
-        if (home === undefined) throw unknown();
-        return home.capability;
-      },
-    });
+    const start = performance.now();
+    const value = (): unknown =>
+      decode(wire, blob, {
+        maxDepth: 64,
+        maxNodes: MAX_NODES,
+        expired: () => performance.now() > start + DECODE_MS,
+        resolve: (kind, id) => {
+          if (kind === "function") return this.#import(id, owner);
+          const home = kind === "home" ? this.#table.get(id) : undefined;
+          if (home === undefined) throw unknown();
+          return home.capability;
+        },
+      });
+    try {
+      return value();
+    } finally {
+      const tookMs = performance.now() - start;
+      if (tookMs > SLOW_MS) this.#slowMs += tookMs;
+      if (this.#slowMs > MAX_SLOW_MS) this.#port.violated("values that take too long to build");
+    }
   }
 
   #import(id: number, owner: BrokerCall): GuestFunction {

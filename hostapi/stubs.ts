@@ -48,7 +48,7 @@ export function stubs(port: StubPort): Stubs {
   const { apply } = Reflect;
   const { create, defineProperty, freeze } = Object;
   const objectPrototype = Object.prototype;
-  const [PromiseCtor, ErrorCtor, MapCtor] = [Promise, Error, Map];
+  const [PromiseCtor, ErrorCtor, MapCtor, ProxyCtor] = [Promise, Error, Map, Proxy];
   const then = uncurry(Promise.prototype.then);
   const quote = JSON.stringify;
   const slice = uncurry(String.prototype.slice);
@@ -375,12 +375,12 @@ export function stubs(port: StubPort): Stubs {
 
   // -- env --------------------------------------------------------------------------------------------------------
   const environment = (entries: readonly EnvEntry[]): object => {
-    const known: object = create(objectPrototype);
-    for (let i = 0; i < BUILT_IN.length; i++) {
-      const name = BUILT_IN[i] as string;
-      const get = (): undefined => void port.missing(name);
-      defineProperty(known, name, { __proto__: null, get, enumerable: false, configurable: true } as any);
-    }
+    // Asked for what env itself has not: `in` says the truth, and a read of a built-in's name is noted.
+    const get = (target: object, name: PropertyKey): unknown => {
+      for (let i = 0; i < BUILT_IN.length; i++) if (BUILT_IN[i] === name) port.missing(name as string);
+      return (target as any)[name];
+    };
+    const known = new ProxyCtor(create(objectPrototype) as object, { __proto__: null, get } as any);
     const env: object = create(known);
     for (let i = 0; i < entries.length; i++) {
       const entry = entries[i] as any;
