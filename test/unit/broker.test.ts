@@ -635,3 +635,34 @@ describe("limits and accounts", () => {
     expect(acts).toBe(0);
   });
 });
+
+describe("values that take long to build", () => {
+  /** Numbers that fall into few buckets of V8's hash tables: its hash of integers has no seed. */
+  function colliding(count: number): number[] {
+    const found: number[] = [];
+    for (let key = 1; found.length < count; key++) {
+      let hash = (~key + (key << 15)) | 0;
+      hash ^= hash >>> 12;
+      hash = (hash + (hash << 2)) | 0;
+      hash ^= hash >>> 4;
+      hash = Math.imul(hash, 2057);
+      hash ^= hash >>> 16;
+      if ((hash & 0x3ff) === 0) found.push(key);
+    }
+    return found;
+  }
+
+  test("are given up one by one, and end a run that goes on with them", () => {
+    const keys = colliding(60_000);
+    let control = 0;
+    const bench = new Bench({ box: box() }, { callBytes: 4_194_304, hostCallsInFlight: 1000 });
+    const honest = bench.send(bench.ref("box"), "put", [["s", ...Array.from(keys, (_, i) => i)]]);
+    expect(bench.answerTo(honest)?.ok).toBe(true); // the control: as many keys as they come take no time
+    while (bench.violations.length === 0 && control < 100) {
+      bench.send(bench.ref("box"), "put", [["s", ...keys]]);
+      control++;
+    }
+    expect(bench.violations).toContain("values that take too long to build");
+    expect(control).toBeLessThan(100);
+  });
+});
