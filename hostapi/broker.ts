@@ -98,9 +98,8 @@ const MAX_SLEEPS = 1024;
 const MAX_NODES = 200_000;
 /** Most time that building one value may take: a script can choose keys that collide in V8's hash tables, ms. */
 const DECODE_MS = 50;
-/** Of values that take long (over SLOW_MS each), in all: then it is no accident, and other runs wait. */
-const SLOW_MS = 5;
-const MAX_SLOW_MS = 250;
+/** Values that may be given up for that in a run: more are no accident, and other runs wait for them. */
+const MAX_GIVEN_UP = 5;
 /** Calls of guest functions that may be unanswered at one time. */
 const MAX_CALLBACKS = 1000;
 /** Of a guest's error, name and message: what its half of the protocol cuts them to is less. */
@@ -149,7 +148,7 @@ export class Broker {
   readonly #env: EnvEntry[] = [];
   #roots = 0;
   #lastCallback = 0;
-  #slowMs = 0;
+  #givenUp = 0;
   #calls = 0;
   #closed = false;
 
@@ -292,7 +291,7 @@ export class Broker {
   #undecodable(error: unknown): CapabilityError | undefined {
     if (error instanceof CapabilityError) return error;
     if (!isCodecError(error)) throw error;
-    if (error.code === "too-large")
+    if (error.code === "too-large" && ++this.#givenUp <= MAX_GIVEN_UP)
       return new CapabilityError("too-large", "the value is too large to be built");
     this.#port.violated("a value that is none");
     return undefined;
@@ -330,26 +329,18 @@ export class Broker {
   }
 
   #decode({ wire, blob }: WireValue, owner: BrokerCall): unknown {
-    const start = performance.now();
-    const value = (): unknown =>
-      decode(wire, blob, {
-        maxDepth: 64,
-        maxNodes: MAX_NODES,
-        expired: () => performance.now() > start + DECODE_MS,
-        resolve: (kind, id) => {
-          if (kind === "function") return this.#import(id, owner);
-          const home = kind === "home" ? this.#table.get(id) : undefined;
-          if (home === undefined) throw unknown();
-          return home.capability;
-        },
-      });
-    try {
-      return value();
-    } finally {
-      const tookMs = performance.now() - start;
-      if (tookMs > SLOW_MS) this.#slowMs += tookMs;
-      if (this.#slowMs > MAX_SLOW_MS) this.#port.violated("values that take too long to build");
-    }
+    const end = performance.now() + DECODE_MS;
+    return decode(wire, blob, {
+      maxDepth: 64,
+      maxNodes: MAX_NODES,
+      expired: () => performance.now() > end,
+      resolve: (kind, id) => {
+        if (kind === "function") return this.#import(id, owner);
+        const home = kind === "home" ? this.#table.get(id) : undefined;
+        if (home === undefined) throw unknown();
+        return home.capability;
+      },
+    });
   }
 
   #import(id: number, owner: BrokerCall): GuestFunction {
