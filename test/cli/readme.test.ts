@@ -4,23 +4,31 @@ import path from "node:path";
 import { promisify } from "node:util";
 import { describe, expect, test } from "vitest";
 import { callCount } from "#osjail/plan";
+import * as hostapi from "#server/hostapi";
 import { LIMITS } from "#server/limits";
+import { GRANT_TYPES } from "#server/policy-schema";
+import { cli, folder, root } from "./command.js";
 
-const root = path.join(import.meta.dirname, "../..");
 const readme = fs.readFileSync(path.join(root, "README.md"), "utf8");
-const block = (language: string) =>
-  [...readme.matchAll(/^```(\w+)\n([^]*?)^```$/gm)]
+const blocks = (language: string, text = readme): string[] =>
+  [...text.matchAll(/^```(\w+)\n([^]*?)^```$/gm)]
     .filter((found) => found[1] === language)
-    .map((found) => found[2]);
+    .map((found) => found[2] ?? "");
+const capabilities = /^## Capabilities\n[^]*?(?=^## )/m.exec(readme)?.[0] ?? "";
+
+/** Runs a program as it stands; resolves to what it prints. */
+async function runProgram(code: string): Promise<string> {
+  const run = promisify(execFile)(process.execPath, ["--input-type=module", "-e", code], { cwd: root });
+  return (await run).stdout;
+}
 
 describe("the README", () => {
   test("its library code does what it says", async () => {
-    const [code = ""] = block("js");
+    const [code = ""] = blocks("js");
     // Node 20 and 22 have no `await using`: the README says what to write there.
     const older = `${code.replace("await using sandbox", "const sandbox")}\nawait sandbox.close();`;
     expect(older).not.toBe(code);
-    const run = promisify(execFile)(process.execPath, ["--input-type=module", "-e", older], { cwd: root });
-    expect((await run).stdout).toMatch(/^\{ hello: 'Ada', at: \d{4}-\d\d-\d\dT.*\}\n$/);
+    expect(await runProgram(older)).toMatch(/^\{ hello: 'Ada', at: \d{4}-\d\d-\d\dT.*\}\n$/);
   });
 
   test("its table of limits has every limit", () => {
@@ -41,11 +49,132 @@ describe("the README", () => {
     const scripts = JSON.parse(fs.readFileSync(path.join(root, "package.json"), "utf8")) as {
       scripts: object;
     };
-    expect(block("sh").slice(0, 2)).toEqual([
+    expect(blocks("sh").slice(0, 2)).toEqual([
       "npm ci && npx doublehull run samples/hello.ts\n",
       "npm ci && npm test\n",
     ]);
     expect(scripts.scripts).toHaveProperty("test");
     expect(fs.existsSync(path.join(root, "samples/hello.ts"))).toBe(true);
+  });
+});
+
+describe("the README's Capabilities", () => {
+  const [granting = "", own = "", ...others] = blocks("js", capabilities);
+
+  test("has two programs, and these are all that is left to run", () => {
+    expect(others).toEqual([]);
+    expect(blocks("js").length).toBe(3);
+  });
+
+  test("its grants do what it says: the value goes out, and the placeholder comes back", async () => {
+    const printed = await runProgram(granting);
+    expect(printed).toMatch(/\{\s+seen: 1,\s+answer: 'you sent Bearer secret-[0-9a-f]{32}'\s+\}\n$/);
+    for (const line of ["allowed kv increment", "done kv increment", "allowed http read", "done http read"]) {
+      expect(printed.split("\n")).toContain(line);
+    }
+    // What comes back says nothing of what went out: a length does, and http without the secret is the control.
+    const measured = granting.replace(
+      "${headers.authorization}",
+      "${headers.authorization.length} characters",
+    );
+    const without = measured.replace(", secrets: [token]", "");
+    expect(new Set([granting, measured, without]).size).toBe(3);
+    expect(await runProgram(measured)).toContain(`sent ${"Bearer correct-horse-battery".length} characters`);
+    expect(await runProgram(without)).toContain(`sent ${"Bearer secret-".length + 32} characters`);
+  });
+
+  test("its own capability does what it says", async () => {
+    expect(await runProgram(own)).toBe("{ celsius: 4 }\n");
+  });
+
+  test("names what the package exports, and all that can be granted", () => {
+    const table = capabilities.slice(capabilities.indexOf("| built in |"));
+    for (const name of GRANT_TYPES) {
+      expect(hostapi).toHaveProperty(name);
+      expect(table).toContain(`\`${name}(`);
+    }
+    for (const name of ["sqliteStore", "withApproval", "callback", "hostFunction", "caretaker"]) {
+      expect(hostapi).toHaveProperty(name);
+      expect(capabilities).toContain(`${name}(`);
+    }
+    const weak = hostapi.kv().prefix("a/");
+    for (const name of ["readOnly", "only", "budget", "rate", "expires", "where"] as const) {
+      expect(weak[name]).toBeTypeOf("function");
+      expect(capabilities).toContain(`\`${name}(`);
+    }
+  });
+
+  test("its policy is one, with the grants that it shows", async () => {
+    const [policy = ""] = blocks("json", capabilities);
+    using dir = folder({ "policy.json": policy });
+    const { code, stdout } = await cli(["policy", "check", path.join(dir.path, "policy.json"), "--json"]);
+    expect(code).toBe(0);
+    const { grants } = JSON.parse(stdout) as { grants: { name: string }[] };
+    expect(grants.map(({ name }) => name)).toEqual(["kv", "data", "http", "token"]);
+  });
+});
+
+describe("the command lines of the README's Capabilities", () => {
+  const [policy = ""] = blocks("json", capabilities);
+  const lines = blocks("sh", capabilities)
+    .flatMap((block) => block.trim().split("\n"))
+    .map((line) => line.replace(/ +#.*$/, ""));
+  /** These ask a person or record; their own tests run them. */
+  const elsewhere = /--learn|--record|\breplay\b/;
+
+  interface Expected {
+    /** The line's first words. */
+    start: string;
+    code?: number;
+    stdout?: RegExp;
+    /** What it writes, where its output goes to a file. */
+    written?: { file: string; text: RegExp };
+  }
+  const expected: Expected[] = [
+    { start: "run job.ts --grant kv", stdout: /^\{ kv: 1, names: \[ 'a.txt' \] \}\n$/ },
+    { start: "run job.ts --policy", stdout: /^\{ kv: 1, names: \[ 'a.txt' \] \}\n$/ },
+    { start: "policy check", stdout: /^policy\.json is a policy\. It grants:\n/ },
+    { start: "policy diff", code: 1, stdout: /^policy\.json additionally allows:\n[^]*grants\.http/ },
+    { start: "policy schema", written: { file: "schema.json", text: /"title": "doublehull policy"/ } },
+    { start: "explain --policy", stdout: /through the capability broker:\n[^]*API_TOKEN/ },
+    {
+      start: "types --policy",
+      written: { file: "env.d.ts", text: /readonly data: \{[^]*readText\(path: string\)/ },
+    },
+  ];
+
+  test("are all run here, but for those whose tests are elsewhere", () => {
+    const here = lines.filter((line) => !elsewhere.test(line));
+    expect(here.length).toBe(expected.length);
+    for (const [i, { start }] of expected.entries()) expect(here[i]).toContain(`npx doublehull ${start}`);
+  });
+
+  test.each(expected)("$start", async ({ start, code = 0, stdout = /^$/, written }) => {
+    const line = lines.find((one) => one.startsWith(`npx doublehull ${start}`)) ?? "";
+    using dir = folder({
+      "policy.json": policy,
+      "old.json": '{ "grants": { "kv": true } }',
+      "job.ts": `export default async (input: unknown, env: any): Promise<unknown> => ({
+        kv: await env.kv.increment("runs"),
+        names: (await (env.data ?? env.files).list()).map(({ name }: { name: string }) => name),
+      });`,
+    });
+    fs.mkdirSync(path.join(dir.path, "data"));
+    fs.writeFileSync(path.join(dir.path, "data/a.txt"), "hello");
+    // The line as it stands, in a shell whose npx is the built tree.
+    const shell = `cd "$1" && npx() { shift; "$NODE" "$PROGRAM" "$@"; } && ${line}`;
+    const ran = await cli(["-c", shell, "sh", dir.path], {
+      command: ["/bin/sh"],
+      env: {
+        NODE: process.execPath,
+        PROGRAM: path.join(root, "dist/server/cli.js"),
+        API_TOKEN: "correct-horse-battery",
+      },
+    });
+    expect(ran).toMatchObject({ code, stderr: "" });
+    expect(ran.stdout).toMatch(stdout);
+    if (written !== undefined) {
+      expect(fs.readFileSync(path.join(dir.path, written.file), "utf8")).toMatch(written.text);
+    }
   });
 });

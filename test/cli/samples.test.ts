@@ -114,12 +114,10 @@ describe("env.d.ts", () => {
       "env.d.ts": read("env.d.ts"),
       "job.ts": job,
       "misspelt.ts": job.replaceAll("readText", "readtext"),
-      "tsconfig.json": JSON.stringify({
-        compilerOptions: {
-          ...{ strict: true, noEmit: true, target: "es2023", lib: ["es2023", "dom"], types: [] },
-          ...{ module: "nodenext", verbatimModuleSyntax: true },
-        },
-      }),
+      "tsconfig.json": `{ "compilerOptions": {
+        "strict": true, "noEmit": true, "target": "es2023", "lib": ["es2023", "dom"], "types": [],
+        "module": "nodenext", "verbatimModuleSyntax": true
+      } }`,
       "package.json": '{ "type": "module" }',
     });
     const compiler = [process.execPath, path.join(root, "node_modules/typescript/bin/tsc")] as const;
