@@ -21,7 +21,7 @@ const grants = {
   token,
 };
 
-const sandbox = await Sandbox.create();
+const sandbox = await Sandbox.create({ limits: { wallMs: 10_000 } }); // waiting for a server counts
 try {
   const outcome = await sandbox.run(
     `export default async (service, { token }) => {
