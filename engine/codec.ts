@@ -63,6 +63,8 @@ export interface EncodeLimits {
   readonly root: string;
   /** Leaves the stacks of errors out: a host's stack tells a guest the host's paths. */
   readonly omitStacks?: boolean;
+  /** What is to stand for an error's stack. */
+  readonly stackOf?: (stack: unknown) => string;
   /** Asked first of every function and every object; undefined means that the value is not a reference. */
   readonly reference?: (value: object) => Reference | undefined;
 }
@@ -292,6 +294,7 @@ export function codec(): Codec {
     nodesLeft: number;
     readonly maxDepth: number;
     readonly omitStacks: boolean;
+    readonly stackOf: EncodeLimits["stackOf"];
     readonly reference: EncodeLimits["reference"];
     readonly blobs: Uint8Array[] = [];
 
@@ -300,6 +303,7 @@ export function codec(): Codec {
       this.nodesLeft = limits.maxNodes;
       this.maxDepth = option(limits, "maxDepth") ?? defaultDepth;
       this.omitStacks = option(limits, "omitStacks") ?? false;
+      this.stackOf = option(limits, "stackOf");
       this.reference = option(limits, "reference");
     }
 
@@ -493,7 +497,9 @@ export function codec(): Codec {
 
     error(value: Error, up: Place | null, label: string | number): string {
       const { name, message } = value as { name: unknown; message: unknown };
-      const stack: unknown = this.omitStacks ? undefined : value.stack;
+      let stack: unknown = this.omitStacks ? undefined : value.stack;
+      const { stackOf } = this;
+      if (stackOf !== undefined && stack !== undefined) stack = stackOf(stack);
       this.spend(8, up, label); // ["e",,,]
       this.parts(4, up, label);
       const nameText = this.quoted(typeof name === "string" ? name : "Error", up, label);

@@ -31,7 +31,7 @@ export type MakeStubs = (port: {
   reply: WorldHost["reply"];
   release: WorldHost["release"];
   codec: Codec;
-  missing(name: string): void;
+  missing(hint: string): void;
 }) => Stubs;
 
 /** The web's interfaces that are written in JavaScript (engine/web). */
@@ -167,18 +167,7 @@ export function world(
       const instead = INSTEAD[missing];
       return instead === undefined ? "" : " (" + instead + ")";
     }
-    if (name !== "TypeError" || lastMissing === "") return "";
-    return (
-      " (env." +
-      lastMissing +
-      " was not granted: grants: { " +
-      lastMissing +
-      ": " +
-      lastMissing +
-      "(…) }, or --grant " +
-      lastMissing +
-      ")"
-    );
+    return name !== "TypeError" || lastMissing === "" ? "" : " (" + lastMissing + ")";
   };
   const fail = (error: any): void => {
     if (error === null || (typeof error !== "object" && typeof error !== "function")) {
@@ -214,12 +203,20 @@ export function world(
         maxDepth: 64,
         maxNodes: 1_000_000,
         root: "value",
+        stackOf: cleanStack,
       });
     } catch (error) {
       if (codec.isCodecError(error) && error.code === "too-large") {
         return stopped("output", text(error.message, 512));
       }
       return fail(error);
+    }
+    // What was asked for and not awaited goes out all the same; nobody will hear the answer.
+    guestStubs.flush();
+    const unheard = guestStubs.calls();
+    if (unheard > 0) {
+      const calls = unheard === 1 ? "1 call was" : unheard + " calls were";
+      unawaited(calls + " not awaited: the script finished before the answer came");
     }
     const parts: unknown[] = ['["ok",' + encoded.text + "]"];
     // The codec's copies: each a buffer of its own.
@@ -316,6 +313,7 @@ export function world(
       for (let i = 0; i < line.length; i++) texts += (i === 0 ? "" : ",") + stringify(line[i]);
       host.log('["' + level + '",' + dateNow() + ",[" + texts + "]]");
     };
+  const unawaited = print("warn", 3);
   const consoleObject: any = {};
   const LEVELS = ["debug", "log", "info", "warn", "error"];
   for (let i = 0; i < LEVELS.length; i++) consoleObject[LEVELS[i]!] = print(LEVELS[i]!, i);

@@ -512,7 +512,7 @@ export class Broker {
     code?: CapabilityErrorCode,
     error?: unknown,
   ): void {
-    this.#port.audit?.({
+    const told: unknown = this.#port.audit?.({
       timeMs: this.#port.nowMs(),
       runId: this.#run.id,
       tenant: this.#run.tenant,
@@ -525,6 +525,10 @@ export class Broker {
       bytes: about.bytes,
       ...(error === undefined ? {} : { error }),
     });
+    if (!isThenable(told)) return;
+    // Its failure would come after the act, and as an unhandled rejection.
+    told.then(undefined, () => {});
+    throw new TypeError("the audit sink must not be asynchronous: it has to have written when it returns");
   }
 }
 

@@ -17,8 +17,8 @@ export interface StubPort {
   reply(text: string, ...buffers: ArrayBuffer[]): void;
   release(text: string): void;
   codec: Codec;
-  /** A script asked `env` for a built-in that it was not granted: for the message, should it fail of that. */
-  missing(name: string): void;
+  /** A script asked for a grant or a method that is not there; `hint` says so, should it fail of that. */
+  missing(hint: string): void;
 }
 
 /** `["capability", ref, methods]`, `["function", ref]` or `["text", text]`, after the name in `env`. */
@@ -194,13 +194,45 @@ export function stubs(port: StubPort): Stubs {
   /** What stands in a call's text after its id. */
   const targetOf = (ref: number, method: string): string => "," + ref + "," + quote(method) + ",";
   /** Each method holds the token, for a script may take it off the stub: the reference lives as long as any of them. */
-  const stubOf = (ref: number, methods: readonly string[] | undefined, token: object): object => {
+  /** A prototype that notes what is asked for and is not there. `in` says the truth. */
+  const noting = (hintFor: (name: string) => string): object => {
+    const get = (target: object, name: PropertyKey): unknown => {
+      const value = (target as any)[name];
+      if (value === undefined && typeof name === "string" && name !== "then" && name !== "toJSON") {
+        port.missing(hintFor(name));
+      }
+      return value;
+    };
+    return new ProxyCtor(create(objectPrototype) as object, { __proto__: null, get } as any);
+  };
+  const listOf = (names: readonly string[]): string => {
+    let text = "";
+    for (let i = 0; i < names.length; i++) text += (i === 0 ? "" : ", ") + names[i];
+    return text;
+  };
+  const noMethod = (label: string, name: string, methods: readonly string[]): string =>
+    "env." + label + " has no method " + name + "; it has " + listOf(methods);
+  const notGranted = (name: string, names: readonly string[]): string => {
+    for (let i = 0; i < BUILT_IN.length; i++) {
+      if (BUILT_IN[i] !== name) continue;
+      const example = name + ": " + name + "(…)";
+      return "env." + name + " was not granted: grants: { " + example + " }, or --grant " + name;
+    }
+    return "there is no env." + name + (names.length === 0 ? "" : "; env has " + listOf(names));
+  };
+  const stubOf = (
+    ref: number,
+    methods: readonly string[] | undefined,
+    token: object,
+    label?: string,
+  ): object => {
     let stub: any;
     if (methods === undefined) {
       const target = targetOf(ref, "call");
       stub = (...args: unknown[]) => call(target, token, args);
     } else {
-      stub = create(objectPrototype);
+      // What `env` holds has a name to complain by; what a capability handed out has not.
+      stub = create(label === undefined ? objectPrototype : noting((name) => noMethod(label, name, methods)));
       for (let i = 0; i < methods.length; i++) {
         const name = methods[i] as string;
         const target = targetOf(ref, name);
@@ -375,16 +407,12 @@ export function stubs(port: StubPort): Stubs {
 
   // -- env --------------------------------------------------------------------------------------------------------
   const environment = (entries: readonly EnvEntry[]): object => {
-    // Asked for what env itself has not: `in` says the truth, and a read of a built-in's name is noted.
-    const get = (target: object, name: PropertyKey): unknown => {
-      for (let i = 0; i < BUILT_IN.length; i++) if (BUILT_IN[i] === name) port.missing(name as string);
-      return (target as any)[name];
-    };
-    const known = new ProxyCtor(create(objectPrototype) as object, { __proto__: null, get } as any);
-    const env: object = create(known);
+    const names: string[] = [];
+    const env: object = create(noting((name) => notGranted(name, names)));
     for (let i = 0; i < entries.length; i++) {
       const entry = entries[i] as any;
-      const value = entry[1] === "text" ? entry[2] : stubOf(entry[2], entry[3], env);
+      put(names, i, entry[0], true);
+      const value = entry[1] === "text" ? entry[2] : stubOf(entry[2], entry[3], env, entry[0]);
       put(env, entry[0], value, true);
     }
     return freeze(env);

@@ -277,7 +277,8 @@ class Conversation {
   #addLog(entry: LogEntry): void {
     this.#logs.push(entry);
     try {
-      this.run.onLog?.(entry);
+      const told: unknown = this.run.onLog?.(entry);
+      if (told instanceof Promise) told.catch(() => {});
     } catch {
       // The caller's own listener: the run is not the place to tell of it, and the entry is in the outcome.
     }

@@ -22,3 +22,6 @@ export {
   type Usage,
 } from "./outcome.js";
 export { DEFAULT_LIMITS, FIXED_LIMITS, LIMITS, type LimitName, type Limits } from "./limits.js";
+export { parsePolicy, PolicyError } from "./policy.js";
+export { policyJsonSchema, type Policy } from "./policy-schema.js";
+export { grantsOf, type Granted, type GrantPowers } from "./grants.js";

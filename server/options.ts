@@ -82,6 +82,8 @@ const grant = z.custom<Grant>(
 const listener = <F extends (value: never) => void>(name: string) =>
   z.custom<F>((value) => typeof value === "function", `${name} must be a function`).optional();
 
+const GRANT_NAME = "a grant's name must be an identifier of at most 64 letters, and not then";
+
 export const runSchema = z.strictObject({
   input: z.unknown().optional(),
   type: z.enum(["module", "script"], 'type must be "module" or "script"').optional(),
@@ -99,10 +101,17 @@ export const runSchema = z.strictObject({
   tenant: z.string("tenant must be a string").max(200).optional(),
   /** What the script may do besides computing: `{ kv: kv() }` is `env.kv` to it. */
   grants: z
-    .record(z.string().regex(/^[A-Za-z_$][\w$]{0,63}$/, "a grant's name must be an identifier"), grant)
+    .record(
+      z.string().regex(/^(?!then$)[A-Za-z_$][\w$]{0,63}$/, GRANT_NAME),
+      grant,
+      "grants must be an object: { name: grant }",
+    )
     .optional(),
   /** Hears of each decision about a call, before the act; one that throws stops it. */
-  audit: listener<(event: AuditEvent) => void>("audit"),
+  audit: listener<(event: AuditEvent) => void>("audit").refine(
+    (audit) => audit?.constructor.name !== "AsyncFunction",
+    "audit must not be asynchronous: it has to have written the line when it returns",
+  ),
   /** Keep what a replay needs; the outcome then has a `recording`. */
   record: z.boolean("record must be true or false").optional(),
   /** Hears each line of the script's log as it comes. */
@@ -134,7 +143,9 @@ export function parse<T extends z.ZodType>(schema: T, options: unknown): z.outpu
       { field },
     );
   }
-  const message = issue?.message ?? "invalid options";
+  // Of a record's keys zod keeps the words apart.
+  const words = issue?.code === "invalid_key" ? issue.issues[0]?.message : undefined;
+  const message = words ?? issue?.message ?? "invalid options";
   throw new SandboxError(
     "bad-option",
     path === "" || message.includes(path) ? message : `${path}: ${message}`,

@@ -87,8 +87,14 @@ export function parseRecording(text: string): Recording {
   try {
     json = JSON.parse(text);
   } catch (error) {
-    throw new SandboxError("bad-input", "the recording is not JSON", { cause: error });
+    const remedy = "Give the text that a recording was written as.";
+    throw new SandboxError("bad-input", "the recording is not JSON", { cause: error, remedy });
   }
+  return checkRecording(json);
+}
+
+/** The same for one that is an object already. */
+export function checkRecording(json: unknown): Recording {
   const result = recordingSchema.safeParse(json);
   if (result.success) return result.data;
   const [issue] = result.error.issues;

@@ -39,7 +39,7 @@ import {
   type SandboxOptions,
 } from "./options.js";
 import { asSandboxError, Pool, slotsFor } from "./pool.js";
-import { Replayer, RunRecorder, type Recording, type Replay } from "./recording.js";
+import { checkRecording, Replayer, RunRecorder, type Recording, type Replay } from "./recording.js";
 
 const { encode, isCodecError } = codec();
 /** What an entry file knows and the library does not: where the filter may be installed, and the environment. */
@@ -167,9 +167,11 @@ export class Sandbox {
    * `modules`) other code runs in its place. Resolves to the outcome, whether it is identical, and if not, where it
    * first differs. Rejects as `run` does.
    */
-  async replay(recording: Recording, options: ReplayOptions = {}): Promise<Replay> {
+  async replay(recorded: Recording, options: ReplayOptions = {}): Promise<Replay> {
     return this.#whilePending(async () => {
+      if (this.#closed) throw new SandboxError("closed", "the sandbox is closed");
       const given = parse(replaySchema, options);
+      const recording = checkRecording(recorded);
       const limits = this.#limitsFor(recording.limits);
       const { job } = recording;
       const { signal, source = job.source } = given;
