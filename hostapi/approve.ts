@@ -208,7 +208,7 @@ const UNSEEN = /[\p{C}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]/gu;
 const STACKED = /(?<=\p{M}{4})\p{M}/gu;
 
 /** One line that shows what it holds: `\u{202e}` stands for what would not be seen. */
-function printable(text: string): string {
+export function printable(text: string): string {
   const escape = (character: string) => `\\u{${(character.codePointAt(0) ?? 0).toString(16)}}`;
   return text.replaceAll(STACKED, escape).replaceAll(UNSEEN, escape);
 }

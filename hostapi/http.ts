@@ -90,8 +90,11 @@ export interface HttpAnswer {
 
 type Undici = typeof import("undici");
 
+/** Whether a hop may be made; what it throws fails the call. */
+export type Permit = (url: URL, method: string, call: Call) => boolean | Promise<boolean>;
+
 interface Client {
-  readonly rules: readonly Rule[];
+  readonly permit: Permit;
   readonly addresses: Addresses;
   readonly secrets: Secrets;
   readonly lookup: Lookup;
@@ -121,17 +124,37 @@ const KEEP_ALIVE_MS = 4000;
  * GET changes nothing is the servers' promise (RFC 9110, 9.2.1), not ours. Throws TypeError naming the option.
  */
 export function http(options: HttpOptions): Capability {
+  const addresses = new Addresses("http: open", options.open ?? []);
+  const rules = parseRules("http: allow", options.allow, addresses);
+  const words = rules.map((rule) => rule.words);
+  return clientOf(options, addresses, words, (url, method) => permits(rules, url, method));
+}
+
+/**
+ * The same without rules: `permit` is asked of each hop, the request and every redirect, before anything else is done
+ * for it. All that takes counts as time of the call (`timeoutMs`). Throws TypeError naming the option.
+ */
+export function httpByConsent(permit: Permit, options: Omit<HttpOptions, "allow">): Capability {
+  const addresses = new Addresses("http: open", options.open ?? []);
+  return clientOf(options, addresses, ["each hop as it is permitted"], permit);
+}
+
+function clientOf(
+  options: Omit<HttpOptions, "allow">,
+  addresses: Addresses,
+  bounds: readonly string[],
+  permit: Permit,
+): Capability {
   const limits = readLimits(options);
-  const { open = [], inject = [], secrets = [], ca, lookup = systemLookup } = options;
+  const { inject = [], secrets = [], ca, lookup = systemLookup } = options;
   if (!Array.isArray(inject)) throw new TypeError("http: inject must be a list");
   if (!Array.isArray(secrets)) throw new TypeError("http: secrets must be a list");
   if (ca !== undefined && typeof ca !== "string" && !Buffer.isBuffer(ca)) {
     throw new TypeError("http: ca must be certificates in PEM, as text or a Buffer");
   }
-  const addresses = new Addresses("http: open", open);
   const pools = new WeakMap<RunContext, Map<string, Pool>>();
   const client: Client = {
-    rules: parseRules("http: allow", options.allow, addresses),
+    permit,
     addresses,
     secrets: new Secrets(secrets as readonly Secret[], inject as readonly Injection[], isForbiddenHeader),
     lookup,
@@ -196,7 +219,7 @@ export function http(options: HttpOptions): Capability {
       }),
     },
     {
-      bounds: client.rules.map(({ words }) => words),
+      bounds,
       close(run) {
         for (const pool of pools.get(run)?.values() ?? []) void pool.destroy();
         pools.delete(run);
@@ -225,7 +248,7 @@ export function narrowHttp(target: Capability, allow: readonly (string | HttpRul
   );
 }
 
-function readLimits(options: HttpOptions): Limits {
+function readLimits(options: Omit<HttpOptions, "allow">): Limits {
   const limits: Limits = { ...DEFAULTS };
   for (const name of Object.keys(DEFAULTS) as (keyof Limits)[]) {
     const value = options[name] ?? DEFAULTS[name];
@@ -410,9 +433,10 @@ async function send(
   };
   const place = secrets.scrub(wish.url.origin + wish.url.pathname).slice(0, 512);
   call.note(wish.own ? { method: wish.method, url: place } : { redirectedTo: place });
-  for (const rules of [client.rules, ...(narrowed.get(call) ?? [])]) {
+  for (const rules of narrowed.get(call) ?? []) {
     if (!permits(rules, wish.url, wish.method)) throw denied("rule");
   }
+  if (!(await client.permit(new URL(wish.url), wish.method, call))) throw denied("rule");
   const target = await client.addresses.resolve(wish.url, client.lookup);
   if (target === "denied") throw denied("address");
   if (target === "unavailable") throw unavailable(call);
