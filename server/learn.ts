@@ -5,7 +5,7 @@
  * the directory that they are in, and that is said.
  */
 import path from "node:path";
-import { parseRules } from "../hostapi/http-rules.js";
+import { Addresses, parseRules } from "../hostapi/http-rules.js";
 import { hostWithin, plainRule } from "./policy.js";
 import {
   defaultOf,
@@ -38,10 +38,16 @@ const SIDE_BY_SIDE = 8;
 type Fields = Record<string, unknown>;
 
 /**
- * From the events of a run (or several) under `policy`, for a file in `dir`, absolute. Limits and what every script has
- * anyway (clock, randomness, console, timers) stay as they are: events do not tell whether they were needed.
+ * From the events of a run (or several) under `policy`, for a file in `dir`, absolute. `refused` are URLs that somebody
+ * said no to, which no directory of addresses may take in. Limits and what every script has anyway (clock, randomness,
+ * console, timers) stay as they are: events do not tell whether they were needed. So does asking a person.
  */
-export function propose(events: readonly Asked[], policy: Policy, dir: string): Proposal {
+export function propose(
+  events: readonly Asked[],
+  policy: Policy,
+  dir: string,
+  refused: readonly string[] = [],
+): Proposal {
   const notes: string[] = [];
   const seen = new Map<string, Asked[]>();
   for (const event of events) {
@@ -55,13 +61,13 @@ export function propose(events: readonly Asked[], policy: Policy, dir: string): 
     const type = (asked[0] as Asked).kind as GrantType;
     const granted = Object.hasOwn(policy.grants, name) ? policy.grants[name] : undefined;
     const base = granted?.type === type ? granted : undefined;
-    const fields = needed(name, type, base, asked, notes);
+    const fields = needed(name, type, base, asked, refused, notes);
     if (fields === undefined) continue;
-    const only = base === undefined ? [] : [...new Set(asked.map(({ method }) => method))].sort();
-    grants.set(name, { ...(name === type ? {} : { type }), ...fields, ...(only.length > 0 ? { only } : {}) });
+    const only = [...new Set(asked.map(({ method }) => method))].sort();
+    grants.set(name, { ...(name === type ? {} : { type }), ...fields, only });
   }
   for (const [name, grant] of Object.entries(policy.grants)) {
-    if (isAmbientType(grant.type)) grants.set(name, written(name, grant));
+    if (isAmbientType(grant.type) || grant.type === "approve") grants.set(name, written(name, grant));
     else if (grant.type === "secret") keepSecret(name, grant, grants, notes);
     else if (!grants.has(name)) notes.push(`${name} was not used and is left out`);
   }
@@ -77,16 +83,16 @@ function needed(
   type: GrantType,
   base: GrantPolicy | undefined,
   asked: readonly Asked[],
+  refused: readonly string[],
   notes: string[],
 ): Fields | undefined {
   const kept = base === undefined ? {} : written(name, base);
   switch (type) {
     case "http":
-      return httpNeeded(name, kept, asked, notes);
+      return httpNeeded(name, kept, asked, refused, notes);
     case "files": {
       const reading = asked.every(({ method }) => READING.has(method));
-      if (base === undefined) notes.push(`${name}: choose the directory; ./${name} is a guess`);
-      const { mode, quotaBytes, maxFiles, maxFileBytes, root = name, ...rest } = kept;
+      const { mode, quotaBytes, maxFiles, maxFileBytes, root = rootOf(name, asked, notes), ...rest } = kept;
       return reading ? { root, ...rest } : { root, mode: mode ?? "rw", ...bounds({ quotaBytes, maxFiles, maxFileBytes }), ...rest }; // prettier-ignore
     }
     case "events": {
@@ -101,6 +107,30 @@ function needed(
 /** Methods of files that leave the world as it was. */
 const READING: ReadonlySet<string> = new Set(["read", "readText", "list", "stat", "exists"]);
 
+/** Most directories that a note names. */
+const NAMED = 10;
+
+/** Of a grant that there is not yet: where the script's paths were taken from, or a guess. */
+function rootOf(name: string, asked: readonly Asked[], notes: string[]): string {
+  const root = asked.map(({ detail }) => detail["root"]).find((value) => typeof value === "string");
+  if (root === undefined) {
+    notes.push(`${name}: choose the directory; ./${name} is a guess`);
+    return name;
+  }
+  const inside = (reading: boolean) => {
+    const of = asked.filter(({ method }) => READING.has(method) === reading);
+    const all = [...new Set(of.map(({ detail }) => String(detail["directory"])))].sort();
+    const more = all.length > NAMED ? `, and ${all.length - NAMED} more` : "";
+    return all.length === 0
+      ? ""
+      : ` to ${reading ? "read" : "write"} in ${all.slice(0, NAMED).join(", ")}${more};`;
+  };
+  notes.push(
+    `${name}: the script names its files from ${root}, and so all below it is proposed. It asked${inside(true)}${inside(false)} a script that names them from there needs only that directory`,
+  );
+  return root;
+}
+
 const bounds = (fields: Fields): Fields =>
   Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined));
 
@@ -109,10 +139,13 @@ function httpNeeded(
   name: string,
   kept: Fields,
   asked: readonly Asked[],
+  refused: readonly string[],
   notes: string[],
 ): Fields | undefined {
   const methods = new Map<string, Set<string>>();
-  for (const { url, method } of asked.flatMap(({ detail }) => placesOf(name, detail, notes))) {
+  const addresses = new Addresses(name, (kept["open"] as readonly string[] | undefined) ?? []);
+  const check = (place: string, methods: string[]) => placesAt(name, place, methods, addresses, notes);
+  for (const { url, method } of asked.flatMap(({ detail }) => placesOf(name, detail, check, notes))) {
     const known = methods.get(url);
     if (known === undefined) methods.set(url, new Set([method]));
     else known.add(method);
@@ -124,7 +157,7 @@ function httpNeeded(
     folders.set(folder, [...(folders.get(folder) ?? []), url]);
   }
   const allow = [...folders].flatMap(([folder, urls]) => {
-    if (urls.length < SIDE_BY_SIDE)
+    if (urls.length < SIDE_BY_SIDE || refused.some((url) => url.startsWith(folder)))
       return urls.map((url) => ({ url, methods: [...(methods.get(url) ?? [])].sort() }));
     notes.push(`${name}: ${urls.length} paths were asked for, and so all of ${folder}* are proposed`);
     return [
@@ -146,32 +179,61 @@ interface Place {
 }
 
 /** What an audit line of http names: the URL asked for, and the last one that it was sent on to. */
-function placesOf(name: string, detail: Asked["detail"], notes: string[]): Place[] {
+function placesOf(
+  name: string,
+  detail: Asked["detail"],
+  check: (text: string, methods: string[]) => Place[],
+  notes: string[],
+): Place[] {
   const method = typeof detail["method"] === "string" ? detail["method"].toUpperCase() : "GET";
   if (detail["refused"] === "address") {
     notes.push(
       `${name}: a host stands for an address that is not public; add the address to open if it is meant`,
     );
   }
+  const { url, redirectedTo } = detail;
   // Sent on, a request keeps its method or becomes a GET, by a status that the line does not have (RFC 9110, 15.4).
   const later = method === "GET" || method === "HEAD" ? [method] : [method, "GET"];
   return [
-    ...validPlaces(name, detail["url"], [method], notes),
-    ...validPlaces(name, detail["redirectedTo"], later, notes),
+    ...(typeof url === "string" ? check(url, [method]) : []),
+    ...(typeof redirectedTo === "string" ? check(redirectedTo, later) : []),
   ];
 }
 
-function validPlaces(name: string, text: unknown, methods: string[], notes: string[]): Place[] {
-  if (typeof text !== "string" || !URL.canParse(text)) return [];
-  const { origin, pathname } = new URL(text);
-  const url = origin + pathname;
+/** An audit line has no more of a URL: one of this length may have been cut. */
+const CUT = 512;
+
+function placesAt(
+  name: string,
+  text: string,
+  methods: string[],
+  addresses: Addresses,
+  notes: string[],
+): Place[] {
   try {
-    parseRules(name, [{ url, methods }]);
+    const url = exactPlace(text);
+    parseRules(name, [{ url, methods }], addresses);
+    return methods.map((method) => ({ url, method }));
   } catch (error) {
-    notes.push(`left out: ${error instanceof Error ? error.message : String(error)}`);
+    if (!(error instanceof TypeError)) throw error;
+    notes.push(`left out: ${error.message}`);
     return [];
   }
-  return methods.map((method) => ({ url, method }));
+}
+
+/**
+ * The `url` of a rule for just this place. Throws TypeError where no rule can say it: a star that a script put into a
+ * host or a path (URLs may have them) would mean all hosts below, all paths that begin so.
+ */
+export function exactPlace(text: string): string {
+  const parsed = URL.canParse(text) ? new URL(text) : undefined;
+  if (parsed === undefined || !/^https?:$/.test(parsed.protocol)) {
+    throw new TypeError(`"${text.slice(0, 100)}" is no URL that can be fetched`);
+  }
+  const url = parsed.origin + parsed.pathname;
+  if (url.length >= CUT) throw new TypeError(`"${url.slice(0, 100)}..." is too long`);
+  if (url.includes("*")) throw new TypeError(`"${url}" has a * in it, which in a rule would stand for more`);
+  return url;
 }
 
 /** For the hosts that are still asked. */

@@ -26,6 +26,7 @@ describe("a proposal", () => {
         files: { root: "data", mode: "rw" },
         events: true,
         approve: true,
+        timer: { type: "kv" },
         log: { least: "warn" },
       },
       { wallMs: 500 },
@@ -42,9 +43,10 @@ describe("a proposal", () => {
       kv: { namespace: "tenant", quotaBytes: 1000, budget: { calls: 5 }, only: ["get", "set"] },
       files: { root: "data", only: ["readText"] },
       events: { names: ["done"], only: ["emit"] },
+      approve: {},
       log: { least: "warn" },
     });
-    expect(notes).toEqual(["approve was not used and is left out"]);
+    expect(notes).toEqual(["timer was not used and is left out"]);
     expect(policyDiff(generous, least)).toEqual([]);
     expect(policyDiff(least, generous).length).toBeGreaterThan(0);
   });
@@ -69,7 +71,7 @@ describe("a proposal", () => {
       ],
       nothing,
     );
-    expect(grants).toEqual({
+    expect(grants).toMatchObject({
       http: {
         allow: [
           { url: "https://a.example/v1/x", methods: ["GET", "POST"] },
@@ -91,7 +93,7 @@ describe("a proposal", () => {
   test("makes a directory of many paths beside each other, and says so", () => {
     const many = Array.from({ length: 8 }, (_, i) => asks(`https://a.example/users/${i}`));
     const { grants, notes } = proposed([...many, asks("https://a.example/status", "HEAD")], nothing);
-    expect(grants).toEqual({
+    expect(grants).toMatchObject({
       http: {
         allow: [
           { url: "https://a.example/users/*", methods: ["GET"] },
@@ -131,8 +133,38 @@ describe("a proposal", () => {
   test("of what was asked for in vain has the type's defaults, and leaves the directory to the reader", () => {
     const asked = [event("cache", "kv", "get"), event("files", "files", "read")];
     const { grants, notes } = proposed(asked, nothing);
-    expect(grants).toEqual({ cache: { type: "kv" }, files: { root: "files" } });
+    expect(grants).toEqual({
+      cache: { type: "kv", only: ["get"] },
+      files: { root: "files", only: ["read"] },
+    });
     expect(notes).toEqual([expect.stringContaining("choose the directory")]);
+  });
+
+  test("widens nothing by a star that a script put into a URL, and names nothing that was cut", () => {
+    const odd = [
+      asks("https://a.example/*"),
+      asks("https://a.example/v1/x*"),
+      asks("https://*.example/"),
+      asks("https://a.example/ok", "GET", { redirectedTo: "https://b.example/*" }),
+      asks(`https://a.example/${"x".repeat(512)}`.slice(0, 512)),
+    ];
+    const { grants, notes } = proposed(odd, nothing);
+    expect(grants).toMatchObject({ http: { allow: [{ url: "https://a.example/ok", methods: ["GET"] }] } });
+    expect(notes).toHaveLength(5);
+  });
+
+  test("of an address that is not public has it only where the policy opens it", () => {
+    const at = [asks("http://127.0.0.1:8080/x"), asks("https://a.example/")];
+    const { grants, notes } = proposed(at, nothing);
+    expect(grants).toMatchObject({ http: { allow: [{ url: "https://a.example/" }] } });
+    expect(notes).toEqual([expect.stringMatching(/left out: .*not public/)]);
+    const open = policy({ http: { allow: ["http://127.0.0.1:8080/*"], open: ["127.0.0.1/32"] } });
+    expect(proposed(at, open).grants).toMatchObject({
+      http: {
+        allow: [{ url: "http://127.0.0.1:8080/x" }, { url: "https://a.example/" }],
+        open: ["127.0.0.1/32"],
+      },
+    });
   });
 
   test("takes nothing from events that no policy could grant", () => {
@@ -146,6 +178,6 @@ describe("a proposal", () => {
     ];
     const { grants, notes } = proposed(odd, nothing);
     expect(grants).toEqual({});
-    expect(notes).toHaveLength(2);
+    expect(notes).toHaveLength(3);
   });
 });
