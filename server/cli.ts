@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 /**
- * The program. A `run` needs a keeper for sure, and a keeper takes as long to boot as the command line itself: so it is
+ * The program. A `run` (or `replay`) needs a keeper for sure, and a keeper takes as long to boot as the command line itself: so it is
  * launched first, and both boot side by side. A keeper that nobody tells what to become ends with us.
  */
 import { readHost } from "../osjail/host.js";
@@ -18,7 +18,13 @@ const { commandLine } = await import("./commands.js");
 await commandLine(launched);
 
 function launchAhead(args: readonly string[]): void {
-  if (process.platform !== "linux" || args[0] !== "run" || args.length < 2 || args.some(rulesOut)) return;
+  if (
+    process.platform !== "linux" ||
+    !/^(?:run|replay)$/.test(args[0] ?? "") ||
+    args.length < 2 ||
+    args.some(rulesOut)
+  )
+    return;
   const host = readHost(process.env);
   const typescript = args.some((arg) => /\.[cm]?ts$/.test(arg));
   for (const engine of typescript ? (["quickjs", "typescript"] as const) : (["quickjs"] as const)) {

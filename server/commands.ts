@@ -1,69 +1,41 @@
 /**
- * The command line. An entry file: process, environment, arguments and streams are touched here and handed on. It
- * decides nothing about a run; it turns words into options and outcomes into words, and keeps the table of exit codes.
- * What `run` does not need at once is imported where it is used: its start is somebody's waiting time.
+ * The command line. An entry file: environment and arguments are touched here and handed on. It decides nothing about
+ * a run: it is the grammar, and whatever goes wrong in words. What `run` does not need at once is imported where it is
+ * used: its start is somebody's waiting time.
  */
 import fs from "node:fs";
-import type { Readable } from "node:stream";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { SandboxError } from "./errors.js";
-import type { Granted } from "./grants.js";
-import type { LimitName, PartialLimits } from "./limits.js";
+import type { PartialLimits } from "./limits.js";
 import type { PolicyFlags } from "./policy-commands.js";
-import type { Policy } from "./policy-schema.js";
-import type { SandboxPowers } from "./sandbox.js";
-import { errorText, jsonText, logText, neutral, outcomeJson, painter, stopText, valueText } from "./show.js";
+import {
+  coloured,
+  EXIT,
+  EXIT_HELP,
+  noteWhenSlow,
+  outputFailure,
+  readFile,
+  stderr,
+  stdout,
+  UsageError,
+  write,
+} from "./process.js";
+import {
+  completeForRun,
+  isTypeScript,
+  replay,
+  run,
+  type LaunchedKeepers,
+  type ReplayFlags,
+  type RunFlags,
+} from "./run-command.js";
+import { jsonText, neutral, painter } from "./show.js";
 
-const EXIT = {
-  ok: 0,
-  threw: 1,
-  /** Of `policy diff`. */
-  additions: 1,
-  usage: 2,
-  stopped: 3,
-  hostCannot: 4,
-  bug: 5,
-  interrupted: 130,
-  terminated: 143,
-};
-
-const EXIT_HELP = `
-Exit codes:
-  0    it finished              3    a layer stopped it
-  1    the script threw         4    this host cannot (doublehull doctor)
-  2    usage, unreadable file   5    a bug of doublehull
-  130  interrupted (SIGINT)     143  terminated (SIGTERM)
-`;
-
-/** The caller's mistake; its message says what to write instead. */
-class UsageError extends Error {}
-
-const { stdout, stderr } = process;
-
-/** Whether a stream takes colours: a terminal that nobody has told otherwise. no-color.org */
-const coloured = (stream: { isTTY?: boolean }): boolean =>
-  stream.isTTY === true && !process.env["NO_COLOR"] && process.env["TERM"] !== "dumb";
-
-type LaunchedKeepers = NonNullable<SandboxPowers["launched"]>;
 let ahead: LaunchedKeepers = new Map();
-
-let outputFailure: Error | undefined;
-for (const stream of [stdout, stderr]) {
-  // A reader that closes early (`| head -1`) has seen enough: no error. Anything else is told at the end.
-  stream.on("error", (error: NodeJS.ErrnoException) => {
-    if (error.code !== "EPIPE") outputFailure ??= error;
-  });
-}
-
-/** Settles when the text has left, or never will: nothing is lost by an exit after it. */
-const write = (stream: NodeJS.WriteStream, text: string): Promise<void> =>
-  text === "" ? Promise.resolve() : new Promise((resolve) => stream.write(text, () => resolve()));
 
 // ---- policies -------------------------------------------------------------------------------------------------------
 
 const policyCommands = () => import("./policy-commands.js");
-const readFile = (file: string, mostBytes: number): Promise<string> =>
-  readText(fs.createReadStream(file), file, mostBytes);
 
 async function checkPolicy(file: string, flags: { json?: true }): Promise<number> {
   const { ok, text } = await (await policyCommands()).checkPolicy(file, readFile, flags.json === true);
@@ -85,236 +57,6 @@ async function printSchema(): Promise<number> {
 async function printTypes(flags: PolicyFlags): Promise<number> {
   await write(stdout, await (await policyCommands()).typesText(flags, readFile));
   return EXIT.ok;
-}
-
-/** The grants of a run; nothing is loaded for a run that has none. */
-async function openGrants(policy: Policy | undefined, json: boolean): Promise<Granted> {
-  if (policy === undefined) return { grants: {}, close: () => {} };
-  return (await policyCommands()).openGrants(policy, readFile, (text) => void stderr.write(text), json);
-}
-
-// ---- run ------------------------------------------------------------------------------------------------------------
-
-interface RunFlags extends PolicyFlags {
-  eval?: string;
-  engine: "quickjs";
-  limit: PartialLimits;
-  input?: unknown;
-  type?: "module" | "script";
-  module: [name: string, file: string][];
-  json?: true;
-  hull: "double" | "language-only";
-  requireCgroup?: true;
-}
-
-interface Script {
-  name: string;
-  source: string;
-  type: "module" | "script";
-}
-
-async function run(file: string | undefined, flags: RunFlags): Promise<number> {
-  const asksForGrants = flags.policy !== undefined || flags.grant.length > 0;
-  const policy = asksForGrants ? await (await policyCommands()).policyFrom(flags, readFile) : undefined;
-  const { limits, largest } = await completeForRun({ ...policy?.limits, ...flags.limit });
-  const script = await readScript(file, flags, largest);
-  const modules: [string, string][] = [];
-  for (const [name, path] of flags.module) {
-    modules.push([name, await readText(fs.createReadStream(path), path, largest)]);
-  }
-  // Not before everything has been read: until here there is nothing to clean up, and a read of a pipe that nobody
-  // writes to can be ended by nothing but the end of the process.
-  const interrupt = onInterrupt();
-  try {
-    return await runScript(script, modules, limits, policy, flags, interrupt);
-  } catch (error) {
-    if (!interrupt.signal.aborted) throw error;
-    return interrupt.exitCode; // whatever an interruption broke off is no news
-  }
-}
-
-async function runScript(
-  script: Script,
-  modules: [string, string][],
-  limits: PartialLimits,
-  policy: Policy | undefined,
-  flags: RunFlags,
-  interrupt: Interrupt,
-): Promise<number> {
-  const { Sandbox } = await import("./sandbox.js");
-  if (flags.hull === "language-only") {
-    await write(
-      stderr,
-      "doublehull: warning: no kernel hull (language-only); for development, not for strangers' code\n",
-    );
-  }
-  const granted = await openGrants(policy, flags.json === true);
-  const endNote = noteWhenSlow("starting the sandbox...");
-  const sandbox = await Sandbox.create(
-    {
-      engine: flags.engine,
-      hull: flags.hull,
-      limits,
-      requireCgroup: flags.requireCgroup === true,
-      image: "fast-start",
-      parked: 1,
-      maxConcurrent: 1,
-      typescript: isTypeScript(script.name) || modules.some(([name]) => isTypeScript(name)),
-    },
-    { launchFrom: "main", env: process.env, launched: ahead },
-  )
-    .catch((error: unknown) => {
-      granted.close();
-      throw error;
-    })
-    .finally(endNote);
-  let outcome;
-  try {
-    outcome = await sandbox.run(script.source, {
-      name: script.name,
-      type: script.type,
-      input: flags.input,
-      grants: granted.grants,
-      modules: Object.fromEntries(modules),
-      signal: interrupt.signal,
-    });
-  } finally {
-    await sandbox.close();
-    granted.close();
-  }
-  if (flags.json) {
-    await write(stdout, `${outcomeJson(outcome)}\n`);
-  } else {
-    const paint = painter(coloured(stderr));
-    await write(stderr, outcome.logs.map((entry) => logText(entry, paint)).join(""));
-  }
-  switch (outcome.status) {
-    case "ok":
-      if (!flags.json) await write(stdout, valueText(outcome.value, coloured(stdout)));
-      return EXIT.ok;
-    case "threw": {
-      const sources = new Map([...modules, [script.name, script.source]]);
-      if (!flags.json) await write(stderr, errorText(outcome.error, sources, painter(coloured(stderr))));
-      return EXIT.threw;
-    }
-    case "stopped":
-      if (!flags.json) await write(stderr, stopText(outcome.stop, sandbox.limits, painter(coloured(stderr))));
-      return EXIT.stopped;
-    case "cancelled":
-      break;
-  }
-  if (!flags.json) await write(stderr, "doublehull: interrupted\n");
-  return interrupt.exitCode;
-}
-
-const isTypeScript = (name: string): boolean => /\.[cm]?ts$/.test(name);
-
-/** Limits as asked for. Who raises the wall clock alone wants to compute that long, too. */
-async function completeForRun(asked: PartialLimits): Promise<{ limits: PartialLimits; largest: number }> {
-  const { LIMITS, DEFAULT_LIMITS } = await import("./limits.js");
-  const isLimit = (name: string): name is LimitName => Object.hasOwn(LIMITS, name);
-  const limits = { ...asked };
-  const known = Object.keys(LIMITS);
-  for (const [name, value = NaN] of Object.entries(asked)) {
-    if (!isLimit(name)) {
-      const meant = known.find((limit) => limit.toLowerCase().startsWith(name.toLowerCase().slice(0, 3)));
-      const hint = meant === undefined ? "" : ` Did you mean ${meant}?`;
-      throw new UsageError(`--limit: there is no limit "${name}".${hint} Known are ${known.join(", ")}.`);
-    }
-    const row = LIMITS[name];
-    if (!(Number.isInteger(value) && value >= row.min && value <= row.max)) {
-      throw new UsageError(`--limit: ${name} must be a whole number from ${row.min} to ${row.max}`);
-    }
-  }
-  const { wallMs, cpuMs } = asked;
-  if (wallMs !== undefined && wallMs > DEFAULT_LIMITS.cpuMs && cpuMs === undefined) limits.cpuMs = wallMs;
-  return { limits, largest: LIMITS.sourceBytes.max };
-}
-
-async function readScript(file: string | undefined, flags: RunFlags, largest: number): Promise<Script> {
-  if (flags.eval !== undefined) {
-    if (file !== undefined) throw new UsageError("give a FILE or -e CODE, not both");
-    return { name: "[eval]", source: flags.eval, type: flags.type ?? "script" };
-  }
-  if (file === undefined) throw new UsageError("give a FILE, -e CODE, or - for the standard input");
-  const type = flags.type ?? "module";
-  if (file === "-") {
-    return { name: "[stdin]", source: await readText(process.stdin, "standard input", largest), type };
-  }
-  // Stacks show the name as it was typed, but for what a terminal would obey.
-  return {
-    name: neutral(file).slice(-200),
-    source: await readText(fs.createReadStream(file), file, largest),
-    type,
-  };
-}
-
-/** The whole text, as UTF-8; not more than the largest source and a byte, so that an endless file ends here. */
-async function readText(from: Readable, what: string, largest: number): Promise<string> {
-  const chunks: Uint8Array[] = [];
-  let bytes = 0;
-  try {
-    for await (const chunk of from as AsyncIterable<Uint8Array>) {
-      chunks.push(chunk);
-      bytes += chunk.byteLength;
-      if (bytes > largest) throw new UsageError(`${neutral(what)} is larger than ${largest} bytes`);
-    }
-  } catch (error) {
-    if (error instanceof UsageError) throw error;
-    throw new UsageError(`cannot read ${neutral(what)}: ${readingProblem(error)}`, { cause: error });
-  }
-  const all = Buffer.concat(chunks);
-  try {
-    return new TextDecoder("utf-8", { fatal: true }).decode(all);
-  } catch (error) {
-    throw new UsageError(`${neutral(what)} is not UTF-8 text`, { cause: error });
-  }
-}
-
-function readingProblem(error: unknown): string {
-  const problems: Record<string, string> = {
-    ENOENT: "there is no such file",
-    EISDIR: "it is a directory",
-    EACCES: "permission denied",
-    ENOTDIR: "a part of its path is no directory",
-  };
-  if (!(error instanceof Error)) return neutral(String(error));
-  return ("code" in error ? problems[String(error.code)] : undefined) ?? neutral(error.message);
-}
-
-interface Interrupt {
-  signal: AbortSignal;
-  /** Of the signal that came. */
-  exitCode: number;
-}
-
-/** The first Ctrl-C or SIGTERM ends the run in order; a second one ends this process, and the keeper cleans up. */
-function onInterrupt(): Interrupt {
-  const controller = new AbortController();
-  const interrupt: Interrupt = { signal: controller.signal, exitCode: EXIT.interrupted };
-  const hear = (exitCode: number) => () => {
-    if (controller.signal.aborted) process.exit(exitCode);
-    interrupt.exitCode = exitCode;
-    controller.abort();
-  };
-  process.on("SIGINT", hear(EXIT.interrupted)).on("SIGTERM", hear(EXIT.terminated));
-  return interrupt;
-}
-
-const SLOW_MS = 700;
-
-/** A line on a terminal that waits long; gone when the returned function is called. */
-function noteWhenSlow(note: string): () => void {
-  if (!stderr.isTTY) return () => {};
-  let shown = false;
-  const timer = setTimeout(() => {
-    shown = true;
-    stderr.write(note);
-  }, SLOW_MS);
-  return () => {
-    clearTimeout(timer);
-    if (shown) stderr.write("\r\x1b[K"); // back to the line's start, erase to its end: ECMA-48 EL
-  };
 }
 
 // ---- doctor, explain ------------------------------------------------------------------------------------------------
@@ -433,10 +175,26 @@ Examples:
   $ echo 'export default () => 42' | doublehull run -
   $ doublehull run main.js --module lib=./lib.js --json
   $ doublehull run main.js --grant kv --grant files=./data:ro --grant 'http=https://api.example.com/*'
+  $ doublehull run main.js --grant kv --record run.json
+  $ doublehull run main.js --learn policy.json
 
 A module's default export is called with (input, env). Results go to the standard output, the script's logs and
 errors to the standard error. In --json, values that JSON lacks are objects with the key "$type": undefined, number
 (NaN, Infinity, -0), bigint, Date, Map, Set, Error, and typed arrays in base64.
+
+With --learn the script finds env.kv, env.files (the current directory) and env.http (and fetch), as far as no grant of
+yours has these names. Each new thing that it wants to do with them is asked at the terminal, and done after a yes;
+without a terminal it is refused. What was allowed, or asked for where nobody could answer, is proposed as a policy:
+in the file, which must not be there yet, or on the standard output.
+`;
+
+const REPLAY_EXAMPLES = `
+Examples:
+  $ doublehull run main.js --grant kv --record run.json && doublehull replay run.json
+  $ doublehull replay run.json --script changed.js
+
+The same script gives the identical outcome, and the exit code of the run. Where another one first does something else
+is told on the standard error. TypeScript was recorded without its types.
 `;
 
 function version(): string {
@@ -472,8 +230,31 @@ function grammar(done: (code: number) => void): Command {
     .option("--require-cgroup", "refuse to run where no cgroup can be had")
     .addOption(policyOption())
     .addOption(grantOption())
+    .option(
+      "--record <file>",
+      "write a recording of the run, for doublehull replay; as secret as its answers",
+    )
+    .option("--learn [file]", "ask about each thing that no grant covers, and propose the least policy")
     .addHelpText("after", RUN_EXAMPLES + EXIT_HELP)
-    .action(async (file: string | undefined, flags: RunFlags) => done(await run(file, flags)));
+    .action(async (file: string | undefined, flags: RunFlags) => done(await run(file, flags, ahead)));
+
+  program
+    .command("replay <FILE>")
+    .summary("run a recorded run again, with nothing granted")
+    .description(
+      "Runs a run again that run --record has written: its calls are answered from the recording, and nothing is granted.",
+    )
+    .option("--script <file>", "run this code in the recorded one's place, and say where it goes another way")
+    .addOption(
+      new Option("--module <NAME=FILE>", "with --script, a module in place of the recorded one; repeatable")
+        .argParser(addModule)
+        .default([], "the recorded ones"),
+    )
+    .option("--json", "print { outcome, identical, divergence } as one JSON object on the standard output")
+    .addOption(hullOption())
+    .option("--require-cgroup", "refuse to run where no cgroup can be had")
+    .addHelpText("after", REPLAY_EXAMPLES + EXIT_HELP)
+    .action(async (file: string, flags: ReplayFlags) => done(await replay(file, flags, ahead)));
 
   program
     .command("doctor")
@@ -603,9 +384,10 @@ export async function commandLine(launched: LaunchedKeepers): Promise<void> {
   ahead = launched;
   process.exitCode = EXIT.bug; // what stays should the event loop run dry before we are done
   let exitCode = await main(process.argv);
-  if (outputFailure !== undefined) {
+  const failure = outputFailure();
+  if (failure !== undefined) {
     exitCode = exitCode === EXIT.ok ? EXIT.usage : exitCode;
-    await write(stderr, `doublehull: cannot write the output: ${outputFailure.message}\n`);
+    await write(stderr, `doublehull: cannot write the output: ${failure.message}\n`);
   }
   process.exitCode = exitCode;
 }

@@ -10,11 +10,13 @@ import { grantsText } from "./explain.js";
 import { grantsFromFlags } from "./grant-flags.js";
 import { grantsOf, hollowPowers, type Granted, type GrantPowers } from "./grants.js";
 import { parsePolicy, PolicyError } from "./policy.js";
+import type { Learning, LearningPowers } from "./learning.js";
+import { DEFAULT_LIMITS, type PartialLimits } from "./limits.js";
 import { policyDiff } from "./policy-diff.js";
 import { policyJsonSchema, type Policy } from "./policy-schema.js";
 import { policyWords } from "./policy-words.js";
 import { jsonText, neutral } from "./show.js";
-import { askPerson, eventJson, eventText, type Terminal } from "./terminal.js";
+import { askPerson, eventJson, eventText, type Commentary, type Terminal } from "./terminal.js";
 import { environmentTypes } from "./types.js";
 
 export interface PolicyFlags {
@@ -44,35 +46,72 @@ export async function policyFrom({ policy: file, grant }: PolicyFlags, readText:
   }
 }
 
-/** The grants, by what this process can give. Events go to `say`: a line of JSON each, or words. */
+/** The grants, by what this process can give. Events are told in the commentary: a line of JSON each, or words. */
 export function openGrants(
   policy: Policy,
   readText: ReadText,
-  say: (text: string) => void,
+  commentary: Commentary,
   json: boolean,
 ): Promise<Granted> {
   const powers: GrantPowers = {
     env: process.env,
     readText: (file) => readText(file, MAX_SECRET_BYTES),
-    async files() {
-      const [{ filesWith }, { beneath }] = await Promise.all([
-        import("../hostapi/files.js"),
-        import("../osjail/beneath.js"),
-      ]);
-      return filesWith(beneath());
-    },
+    files: openFiles,
     async sqlite(file) {
       const { sqliteStore } = await import("../hostapi/kv-sqlite.js");
       return sqliteStore(file);
     },
-    ask: (question, signal) => askPerson(question, signal, openTerminal),
-    onEvent: (event) => say(json ? eventJson(event) : eventText(event)),
+    ask: (question, signal) => commentary.aside(() => askPerson(question, signal, openTerminal)),
+    onEvent: (event) => commentary.say(json ? eventJson(event) : eventText(event)),
   };
   return grantsOf(policy, powers);
 }
 
-/** The terminal that this process was started from, whatever its standard streams are. Throws where there is none. */
+async function openFiles() {
+  const [{ filesWith }, { beneath }] = await Promise.all([
+    import("../hostapi/files.js"),
+    import("../osjail/beneath.js"),
+  ]);
+  return filesWith(beneath());
+}
+
+/** Stand-ins for what the policy does not grant: they ask at the terminal, if there is one. */
+export async function openLearning(policy: Policy, commentary: Commentary): Promise<Learning> {
+  const { learn } = await import("./learning.js");
+  const ask: LearningPowers["ask"] = (question, signal) =>
+    commentary.aside(() => askPerson(question, signal, openTerminal));
+  return learn(policy, { ask: hasTerminal() ? ask : undefined, files: openFiles, dir: process.cwd() });
+}
+
+/** Limits of a run that a person is asked in, where nobody says otherwise: it waits for answers, and computes no longer. */
+export async function learningPatience(): Promise<PartialLimits> {
+  if (!hasTerminal()) return {};
+  const { ANSWER_MS } = await import("./learning.js");
+  return { wallMs: DEFAULT_LIMITS.wallMs + ANSWER_MS, cpuMs: DEFAULT_LIMITS.cpuMs };
+}
+
+function hasTerminal(): boolean {
+  try {
+    fs.closeSync(fs.openSync("/dev/tty", "r+"));
+    return true;
+  } catch {
+    return false; // ENXIO: this session has none. tty(4)
+  }
+}
+
+/**
+ * The terminal that this process was started from, whatever its standard streams are. Throws where there is none.
+ * Lines that were typed before are thrown away: they answer no question that anybody has seen.
+ */
 function openTerminal(): Terminal {
+  const ahead = fs.openSync("/dev/tty", fs.constants.O_RDONLY | fs.constants.O_NONBLOCK);
+  try {
+    while (fs.readSync(ahead, Buffer.alloc(4096)) > 0);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "EAGAIN") throw error;
+  } finally {
+    fs.closeSync(ahead);
+  }
   const input = new tty.ReadStream(fs.openSync("/dev/tty", "r"));
   const output = new tty.WriteStream(fs.openSync("/dev/tty", "w"));
   return { input, output, close: () => void (input.destroy(), output.destroy()) };

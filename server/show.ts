@@ -7,6 +7,7 @@
 import { inspect } from "node:util";
 import type { LimitName, Limits } from "./limits.js";
 import type { LogEntry, Outcome, ScriptError, Stop, StopLayer, StopReason } from "./outcome.js";
+import type { Divergence, Replay } from "./recording.js";
 
 /**
  * C0 (but line feed and tab), DEL, C1 (which some terminals obey as ESC sequences), line and paragraph separators, and
@@ -81,15 +82,24 @@ export function jsonable(value: unknown): unknown {
 }
 
 /** The outcome as one line of JSON, safe to show on a terminal too: control characters are written as escapes. */
-export function outcomeJson(outcome: Outcome): string {
+export const outcomeJson = (outcome: Outcome): string => jsonText(plainOutcome(outcome));
+
+function plainOutcome(outcome: Outcome): object {
   const plain = outcome.status === "ok" ? { ...outcome, value: jsonable(outcome.value) } : outcome;
   const { status, ...rest } = plain; // the status first, for readers
-  return jsonText({ status, ...rest });
+  return { status, ...rest };
 }
 
+/** A replay in the same way; the divergence is null where there is none. */
+export const replayJson = ({ outcome, identical, divergence }: Replay): string =>
+  jsonText({ outcome: plainOutcome(outcome), identical, divergence: divergence ?? null });
+
 /** One line of JSON in which nothing stands that a terminal would obey. */
-export const jsonText = (value: unknown): string =>
-  JSON.stringify(value).replace(UNSAFE, (char) => `\\u${code(char).toString(16).padStart(4, "0")}`);
+export const jsonText = (value: unknown): string => safeJson(JSON.stringify(value));
+
+/** The same of a text that is JSON already. */
+export const safeJson = (text: string): string =>
+  text.replace(UNSAFE, (char) => `\\u${code(char).toString(16).padStart(4, "0")}`);
 
 // ---- for people -----------------------------------------------------------------------------------------------------
 
@@ -272,4 +282,12 @@ export function stopText(stop: Stop, limits: Readonly<Limits>, paint: Paint): st
   if (stop.syscall !== undefined) facts.push(`system call ${inOneLine(stop.syscall)}`);
   if (stop.detail !== undefined) facts.push(inOneLine(stop.detail));
   return `${paint("yellow", `stopped (${stop.reason}):`)} ${row.what}\n    ${facts.join(", ")}\n    ${row.hint}\n`;
+}
+
+/** Where a replay left its recording, which has so many calls. No divergence: it did not even begin. */
+export function divergenceText(divergence: Divergence | undefined, calls: number, paint: Paint): string {
+  if (divergence === undefined) return `${paint("yellow", "diverged:")} the script never began\n`;
+  const { at, expected, got } = divergence;
+  const where = at <= calls ? `at call ${at} of ${calls}` : `after all ${calls} recorded calls`;
+  return `${paint("yellow", "diverged")} ${where}:\n    expected: ${inOneLine(expected)}\n    got:      ${inOneLine(got)}\n`;
 }

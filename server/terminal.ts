@@ -67,6 +67,32 @@ function readLine(input: Readable, signal: AbortSignal): Promise<string | undefi
   });
 }
 
+/**
+ * What is told of a run while it goes on, as it comes. But nothing is told while a question is open: a script could push
+ * it off the screen with its log, or put another one below it.
+ */
+export class Commentary {
+  #questions = 0;
+  #held: string[] = [];
+
+  constructor(readonly write: (text: string) => void) {}
+
+  say(text: string): void {
+    if (this.#questions > 0) this.#held.push(text);
+    else this.write(text);
+  }
+
+  /** Does what asks a person; what is said meanwhile is told after it. */
+  async aside<T>(act: () => Promise<T>): Promise<T> {
+    this.#questions++;
+    try {
+      return await act();
+    } finally {
+      if (--this.#questions === 0) for (const text of this.#held.splice(0)) this.write(text);
+    }
+  }
+}
+
 /** An event in one or more lines, each behind a margin that says what it is. */
 export function eventText({ name, data }: RunEvent): string {
   const margin = `[event ${neutral(name)}] `;

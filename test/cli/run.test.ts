@@ -21,6 +21,15 @@ describe("what a run prints", () => {
     });
   });
 
+  test("the whole log in order, however much of it is told while the script runs", async () => {
+    const lines = Array.from({ length: 2000 }, (_, i) => `${i} ${"\x1b".repeat(9)}`);
+    const source = `for (const line of ${JSON.stringify(lines)}) console.log(line); throw new Error("the end")`;
+    const { stderr } = await cli(["run", "-e", source, "--limit", "logBytes=200000"]);
+    const expected = lines.map((line) => `[log] ${line.replaceAll("\x1b", String.raw`\x1b`)}\n`).join("");
+    expect(stderr.startsWith(`${expected}Error: the end\n`)).toBe(true);
+    expect(expected.length).toBeGreaterThan(64 * 1024); // more than a pipe holds
+  });
+
   test("a string as it is, and undefined as nothing", async () => {
     expect((await cli(["run", "-e", "'plain text'"])).stdout).toBe("plain text\n");
     expect(await cli(["run", "-e", "undefined"])).toEqual({ code: 0, stdout: "", stderr: "" });
@@ -278,7 +287,7 @@ test("without a kernel hull it runs and warns", async () => {
 test("the help has examples, limits and the table of exit codes", async () => {
   const { code, stdout } = await cli(["run", "--help"]);
   expect(code).toBe(0);
-  for (const part of ["Examples:", "Exit codes:", "wallMs", "--require-cgroup"])
+  for (const part of ["Examples:", "Exit codes:", "wallMs", "--require-cgroup", "--record", "--learn", "6 "])
     expect(stdout).toContain(part);
 });
 
