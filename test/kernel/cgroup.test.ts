@@ -310,7 +310,10 @@ describe.skipIf(!support.available)(
       }
     });
 
-    it("of a keeper whose lock is held are left alone, though its start time looks another's (time namespaces)", () => {
+    it("of a keeper whose lock is held are left alone, though its start time looks another's (time namespaces)", ({
+      skip,
+    }) => {
+      if (support.available && support.version === "v2") skip("a cgroup of v2 cannot be renamed");
       const tree = makeTree();
       const [base = ""] = tops(tree).map((top) => top.slice(0, top.lastIndexOf("/")));
       const wrong = tree.name.replace(/-\d+-(\d+)$/, "-1-$1");
