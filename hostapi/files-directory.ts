@@ -103,7 +103,6 @@ function inGuestWords(call: Call, path: string, error: unknown): unknown {
 
 /** Runs an act that is about `path`, and tells its failure. */
 export async function about<T>(call: Call, path: string, act: () => T | Promise<T>): Promise<T> {
-  call.note({ path, op: call.method });
   try {
     return await act();
   } catch (error) {

@@ -28,6 +28,7 @@ import {
   bytes,
   type Call,
   Capability,
+  capability,
   CapabilityError,
   type Method,
   method,
@@ -67,6 +68,9 @@ const text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 const kind = z.enum(["file", "directory", "other"]);
 const nothing = z.void();
 
+/** What the audit hears before the act. */
+const audit = ({ path }: { path?: string | undefined }) => ({ path: path ?? "." });
+
 function reading(directory: Directory): Record<string, Method> {
   return {
     read: method({
@@ -74,6 +78,7 @@ function reading(directory: Directory): Record<string, Method> {
       params: { path: guestPath },
       returns: bytes(),
       effect: "read",
+      audit,
       run: ({ path }, call) => about(call, path, () => directory.read(path, call)),
     }),
     readText: method({
@@ -81,6 +86,7 @@ function reading(directory: Directory): Record<string, Method> {
       params: { path: guestPath },
       returns: z.string(),
       effect: "read",
+      audit,
       run: ({ path }, call) =>
         about(call, path, async () => {
           const content = await directory.read(path, call);
@@ -96,6 +102,7 @@ function reading(directory: Directory): Record<string, Method> {
       params: { path: guestPath.optional() },
       returns: z.array(z.object({ name: z.string(), type: kind, size: z.number() })),
       effect: "read",
+      audit,
       run: ({ path }, call) => about(call, path ?? ".", () => directory.list(path ?? ".", call)),
     }),
     stat: method({
@@ -103,6 +110,7 @@ function reading(directory: Directory): Record<string, Method> {
       params: { path: guestPath },
       returns: z.object({ type: kind, size: z.number(), modifiedMs: z.number() }),
       effect: "read",
+      audit,
       run: ({ path }, call) =>
         about(call, path, () => {
           const facts = directory.stat(path);
@@ -114,6 +122,7 @@ function reading(directory: Directory): Record<string, Method> {
       params: { path: guestPath },
       returns: z.boolean(),
       effect: "read",
+      audit,
       run: async ({ path }, call) => {
         try {
           await about(call, path, () => directory.stat(path));
@@ -140,6 +149,7 @@ function writing(directory: Directory): Record<string, Method> {
       },
       returns: nothing,
       effect: "write",
+      audit,
       run: ({ path, data, options }, call) =>
         about(call, path, () => directory.write(path, encoded(data, call), options?.ifAbsent ?? false, call)),
     }),
@@ -148,6 +158,7 @@ function writing(directory: Directory): Record<string, Method> {
       params: { path: guestPath, data },
       returns: nothing,
       effect: "write",
+      audit,
       run: ({ path, data }, call) =>
         about(call, path, () => directory.append(path, encoded(data, call), call)),
     }),
@@ -159,6 +170,7 @@ function writing(directory: Directory): Record<string, Method> {
       },
       returns: nothing,
       effect: "write",
+      audit,
       run: ({ path, options }, call) =>
         about(call, path, () => directory.makeDirectory(path, options?.recursive ?? false, call)),
     }),
@@ -167,6 +179,7 @@ function writing(directory: Directory): Record<string, Method> {
       params: { path: guestPath },
       returns: nothing,
       effect: "write",
+      audit,
       run: ({ path }, call) => about(call, path, () => directory.remove(path, call)),
     }),
     rename: method({
@@ -174,11 +187,8 @@ function writing(directory: Directory): Record<string, Method> {
       params: { from: guestPath, to: guestPath },
       returns: nothing,
       effect: "write",
-      run: ({ from, to }, call) =>
-        about(call, from, () => {
-          call.note({ to });
-          directory.rename(from, to, call);
-        }),
+      audit: ({ from, to }) => ({ path: from, to }),
+      run: ({ from, to }, call) => about(call, from, () => directory.rename(from, to, call)),
     }),
   };
 }
@@ -195,15 +205,14 @@ export class FilesCapability extends Capability {
   /** Made by `filesWith` and `sub`. */
   constructor(opened: Held, bounds: readonly string[]) {
     const { directory, mode } = opened;
-    const methods = new Map(
-      Object.entries({ ...reading(directory), ...(mode === "rw" ? writing(directory) : {}) }),
-    );
-    super({
-      name: "files",
-      methods,
-      bounds,
-      invoke: (name, args, call) => (methods.get(name) as Method).run(args, call),
+    const base = capability("files", {
+      ...reading(directory),
+      ...(mode === "rw" ? writing(directory) : {}),
     });
+    // By way of `base`, which has the audit line written before the act.
+    const invoke = (name: string, args: Readonly<Record<string, unknown>>, call: Call) =>
+      base.invoke(name, args, call);
+    super({ name: base.name, methods: base.methods, bounds, invoke });
     held.set(this, opened);
   }
 

@@ -36,7 +36,14 @@ export async function callOn(
   target: Capability,
   method: string,
   args: readonly unknown[] = [],
-  options: { run?: RunContext; label?: string; told?: Told; maxAnswerBytes?: number } = {},
+  options: {
+    run?: RunContext;
+    label?: string;
+    told?: Told;
+    maxAnswerBytes?: number;
+    /** In place of the audit that lets everything pass. */
+    admit?: (detail: AuditDetail) => void;
+  } = {},
 ): Promise<unknown> {
   const { run = fakeRun(), label = target.name, told = { notes: [], charged: 0 } } = options;
   const meters: ((bytes: number) => void)[] = [];
@@ -61,7 +68,7 @@ export async function callOn(
       meters.push(meter);
       meter(this.argumentBytes);
     },
-    admit: (detail) => void told.notes.push(detail),
+    admit: options.admit ?? ((detail) => void told.notes.push(detail)),
     note: (detail) => void told.notes.push(detail),
     cancel(error) {
       controller.abort(error);

@@ -238,10 +238,47 @@ describe("reading", () => {
     put("a", "x".repeat(1000));
     const told: Told = { notes: [], charged: 0 };
     await callOn(files(), "read", ["a"], { told });
-    expect(told).toEqual({ notes: [{ path: "a", op: "read" }], charged: 1000 });
+    expect(told).toEqual({ notes: [{ path: "a" }], charged: 1000 });
     await expect(callOn(files().budget({ bytes: 999 }), "read", ["a"])).rejects.toMatchObject({
       code: "budget",
     });
+  });
+
+  test("is audited before the act, by every method, and not begun when the audit refuses", async () => {
+    put("a", "old");
+    const target = files();
+    const args: Record<string, unknown[]> = {
+      read: ["a"],
+      readText: ["a"],
+      list: [],
+      stat: ["a"],
+      exists: ["a"],
+      write: ["b", "new"],
+      append: ["a", "new"],
+      mkdir: ["b"],
+      remove: ["a"],
+      rename: ["a", "b"],
+    };
+    expect(Object.keys(args)).toEqual([...target.methods.keys()]);
+    for (const [method, given] of Object.entries(args)) {
+      const told: Told = { notes: [], charged: 0 };
+      const refuse = () => {
+        throw new CapabilityError("failed", "the audit refused");
+      };
+      const act = callOn(target, method, given, { told, admit: refuse });
+      await expect(act, method).rejects.toThrow("the audit refused");
+      expect(told, method).toEqual({ notes: [], charged: 0 });
+    }
+    expect(fs.readdirSync(root)).toEqual(["a"]);
+    expect(get("a")).toBe("old");
+    for (const [method, given] of Object.entries(args)) {
+      const told: Told = { notes: [], charged: 0 };
+      await callOn(files(), method, given, { told });
+      const path = given[0] ?? ".";
+      expect(told.notes[0], method).toEqual(method === "rename" ? { path, to: "b" } : { path });
+      fs.rmSync(inRoot("b"), { recursive: true, force: true });
+      put("a", "old");
+    }
   });
 
   test("asks for the size before it makes room, to the byte", async () => {
