@@ -156,9 +156,10 @@ class Conversation {
     const told = { ...job, env: this.#host.env, wallMs: limits.wallMs };
     this.run.recorder?.job(told);
     this.#send(encodeMessage({ kind: "job", ...told }));
-    this.#host.start?.();
     this.#wallTimer = setTimeout(() => this.#onWallDeadline(), limits.wallMs + SOFT_GRACE_MS);
     this.#armCpuTimer(limits.cpuMs);
+    // What was recorded may be anything: it must not throw past the end of the run, which kills the worker.
+    this.#guarded(() => this.#host.start?.());
   }
 
   // -- what the worker says -----------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ import type { EnvEntry } from "../hostapi/stubs.js";
 import type { CallMessage, ReplyMessage, WireValue, WorkerMessage } from "../hostapi/wire.js";
 import type { HostSide, Recorder, RunJob } from "./conversation.js";
 import { SandboxError } from "./errors.js";
-import { LIMITS, type LimitName, type Limits } from "./limits.js";
+import type { Limits } from "./limits.js";
+import { limitsSchema } from "./options.js";
 import type { Outcome } from "./outcome.js";
 
 const { encode } = codec();
@@ -22,6 +23,8 @@ const { encode } = codec();
 const base64 = z.string().regex(/^[A-Za-z0-9+/]*={0,2}$/);
 const encodedValue = z.strictObject({ text: z.string(), blobs: z.array(base64) });
 const id = z.number().int().min(1);
+/** What a Date can hold (ECMA-262 21.4.1.1), and as long as a run may take. */
+const timeMs = z.number().min(-8.64e15).max(8.65e15);
 const said = z.discriminatedUnion("kind", [
   z.strictObject({ kind: z.literal("call"), id, ref: z.number().int().min(0), method: z.string(), args: z.unknown(), blob: base64 }), // prettier-ignore
   z.strictObject({ kind: z.literal("reply"), id, ok: z.boolean(), value: z.unknown(), blob: base64 }),
@@ -40,32 +43,25 @@ const envEntry = z.union([
 const recordingSchema = z.strictObject({
   format: z.literal("doublehull recording 1"),
   engine: z.enum(["quickjs"]),
-  limits: z.strictObject(
-    Object.fromEntries(Object.keys(LIMITS).map((name) => [name, z.number()])) as Record<
-      LimitName,
-      z.ZodNumber
-    >,
-  ),
+  limits: limitsSchema.required(),
   job: z.strictObject({
     type: z.enum(["module", "script"]),
     name: z.string(),
     /** As it ran: TypeScript without its types. */
     source: z.string(),
     modules: z.array(z.tuple([z.string(), z.string()])),
-    seed: base64,
-    nowMs: z.number(),
+    seed: z.string().regex(/^[A-Za-z0-9+/]{43}=$/, "must be 32 bytes in base64"),
+    nowMs: timeMs,
     clock: z.strictObject({ mode: z.enum(["frozen", "virtual"]), stepMs: z.number() }),
     leastLevel: z.enum(["debug", "log", "info", "warn", "error"]),
-    maxTimers: z.number(),
+    maxTimers: z.int().min(0).max(10_000),
     input: encodedValue,
     env: z.array(envEntry),
   }),
   /** What the worker said that was answered, in order. */
   said: z.array(said),
   /** What it was sent: together, with this clock, once it had said so many of those. */
-  sent: z.array(
-    z.strictObject({ after: z.number().int().min(0), nowMs: z.number(), messages: z.array(sent) }),
-  ),
+  sent: z.array(z.strictObject({ after: z.number().int().min(0), nowMs: timeMs, messages: z.array(sent) })),
   /** How it ended, as far as it can be repeated: no usage. */
   end: z.strictObject({
     status: z.enum(["ok", "threw", "stopped", "cancelled"]),

@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { z } from "zod";
 import { parseRecording, Sandbox, type Recording, type RunOptions } from "doublehull";
 import { callback, capability, clock, events, method, random } from "doublehull/hostapi";
-import { makeSandbox, valueOf } from "../harness.js";
+import { families, makeSandbox, until, valueOf } from "../harness.js";
 
 /** Answers differently each time, and in an order that nobody knows. */
 function moody() {
@@ -168,6 +168,45 @@ describe("a recorded run", () => {
     expect(() => parseRecording(JSON.stringify({ ...recording, more: 1 }))).toThrow("more");
     const odd = { ...recording, sent: [{ after: -1, nowMs: 0, messages: [] }] };
     expect(() => parseRecording(JSON.stringify(odd))).toThrow("sent.0.after");
+  });
+
+  test.each([
+    ["limits.memoryMb", (good: Recording) => ({ ...good, limits: { ...good.limits, memoryMb: 20.5 } })],
+    ["limits.wallMs", (good: Recording) => ({ ...good, limits: { ...good.limits, wallMs: -1 } })],
+    ["job.seed", (good: Recording) => ({ ...good, job: { ...good.job, seed: "" } })],
+    ["job.maxTimers", (good: Recording) => ({ ...good, job: { ...good.job, maxTimers: -1 } })],
+    ["job.nowMs", (good: Recording) => ({ ...good, job: { ...good.job, nowMs: 1e300 } })],
+  ])("with a %s that no run had is refused, and not tried for ever", async (field, change) => {
+    const odd = change(recording) as Recording;
+    expect(() => parseRecording(JSON.stringify(odd))).toThrow(field);
+    await expect(sandbox.replay(odd)).rejects.toMatchObject({ code: "bad-input" });
+  });
+
+  test.each([
+    ["answers a call before it was made", 0, [{ kind: "reply", id: 5, ok: true }]],
+    ["answers a call that was never made", 1, [{ kind: "reply", id: 99, ok: true }]],
+    [
+      "calls twice by one number",
+      0,
+      [
+        { kind: "call", id: 1 },
+        { kind: "call", id: 1 },
+      ],
+    ],
+  ] as const)("that %s ends as protocol, and its worker with it", async (_what, after, messages) => {
+    const sent = messages.map((message) =>
+      message.kind === "reply"
+        ? { ...message, value: { text: "null", blobs: [] } }
+        : { ...message, ref: 1, method: "call", args: { text: '["a"]', blobs: [] } },
+    );
+    const odd = { ...recording, sent: [{ after, nowMs: 0, messages: sent }] };
+    for (let i = 0; i < 3; i++) {
+      const replay = await sandbox.replay(parseRecording(JSON.stringify(odd)));
+      expect(replay.identical).toBe(false);
+      expect(replay.outcome).toMatchObject({ status: "stopped", stop: { reason: "protocol" } });
+    }
+    const workers = () => families().flatMap((family) => family.workers).length;
+    await until("only parked workers are left", () => workers() <= families().length);
   });
 
   test("with larger limits than the sandbox's is refused", async () => {
