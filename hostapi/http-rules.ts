@@ -334,9 +334,9 @@ const FIELD_VALUE = /^[\t\x20-\x7e\x80-\xff]*$/;
 /**
  * Headers that say where a message goes, where it ends or what becomes of the connection (Fetch, 2.2.2, "forbidden
  * request-header", where it is about that), the coding of the answer, which is ours to undo, and those that make
- * another method of the one that the rules saw. Some servers take `_` for `-`.
+ * another method or path of the one that the rules saw (IIS and Symfony, CVE-2018-14773). Some servers take `_` for `-`.
  */
 const FORBIDDEN_HEADERS =
-  /^(?:host|connection|content-length|transfer-encoding|upgrade|te|trailer|keep-alive|expect|via|http2-settings|accept-encoding|proxy-.*|x-http-method|x-http-method-override|x-method-override)$/;
+  /^(?:host|connection|content-length|transfer-encoding|upgrade|te|trailer|keep-alive|expect|via|http2-settings|accept-encoding|proxy-.*|x-http-method|x-http-method-override|x-method-override|x-original-url|x-rewrite-url)$/;
 export const isForbiddenHeader = (name: string): boolean =>
   FORBIDDEN_HEADERS.test(name.toLowerCase().replaceAll("_", "-"));

@@ -20,8 +20,9 @@ import {
   bytes,
   capability,
   type Call,
-  type Capability,
+  Capability,
   CapabilityError,
+  type Method,
   method,
   type RunContext,
   stateOf,
@@ -192,42 +193,42 @@ function clientOf(
     body: bytes(),
     redirected: z.boolean(),
   });
-  return capability(
-    "http",
-    {
-      read: method({
-        doc: "Asks for what is at a URL (GET or HEAD).",
-        params: { wish: z.strictObject({ ...common, method: z.enum(["GET", "HEAD"]).optional() }) },
-        returns,
-        effect: "read",
-        timeoutMs: limits.timeoutMs,
-        run: ({ wish }, call) => request(client, { method: "GET", body: null, ...wish }, call),
-      }),
-      request: method({
-        doc: "Makes an HTTP request.",
-        params: {
-          wish: z.strictObject({
-            ...common,
-            method: text(128).optional(),
-            body: bytes(limits.maxRequestBytes).nullish(),
-          }),
-        },
-        returns,
-        effect: "write",
-        timeoutMs: limits.timeoutMs,
-        run: ({ wish }, call) => request(client, wish, call),
-      }),
-    },
-    {
-      bounds,
-      close(run) {
-        for (const pool of pools.get(run)?.values() ?? []) void pool.destroy();
-        pools.delete(run);
+  const methods = {
+    read: method({
+      doc: "Asks for what is at a URL (GET or HEAD).",
+      params: { wish: z.strictObject({ ...common, method: z.enum(["GET", "HEAD"]).optional() }) },
+      returns,
+      effect: "read",
+      timeoutMs: limits.timeoutMs,
+      run: ({ wish }, call) => request(client, { method: "GET", body: null, ...wish }, call),
+    }),
+    request: method({
+      doc: "Makes an HTTP request.",
+      params: {
+        wish: z.strictObject({
+          ...common,
+          method: text(128).optional(),
+          body: bytes(limits.maxRequestBytes).nullish(),
+        }),
       },
+      returns,
+      effect: "write",
+      timeoutMs: limits.timeoutMs,
+      run: ({ wish }, call) => request(client, wish, call),
+    }),
+  };
+  for (const { run } of Object.values(methods)) narrowable.add(run);
+  return capability("http", methods, {
+    bounds,
+    close(run) {
+      for (const pool of pools.get(run)?.values() ?? []) void pool.destroy();
+      pools.delete(run);
     },
-  );
+  });
 }
 
+/** The acts that ask what `narrowHttp` has added. */
+const narrowable = new WeakSet<Method["run"]>();
 /** What `narrowHttp` adds for a call: the guards of a capability pass the same Call object on to its method. */
 const narrowed = new WeakMap<Call, readonly (readonly Rule[])[]>();
 
@@ -236,8 +237,10 @@ const narrowed = new WeakMap<Call, readonly (readonly Rule[])[]>();
  * TypeError for a rule that is wrong or a capability that is not made by `http`.
  */
 export function narrowHttp(target: Capability, allow: readonly (string | HttpRule)[]): Capability {
-  if (target.name !== "http")
-    throw new TypeError(`narrowHttp: takes a capability made by http(), not ${target.name}`);
+  const isHttp =
+    target instanceof Capability && [...target.methods.values()].every(({ run }) => narrowable.has(run));
+  if (!isHttp)
+    throw new TypeError(`narrowHttp: takes a capability made by http(), and this ${target.name} is not`);
   const rules = parseRules("narrowHttp", allow);
   return target.guarded(
     `only ${rules.map(({ words }) => words).join(" or ")}`,

@@ -413,6 +413,8 @@ describe("what a request may be made of", () => {
     "X-HTTP-Method-Override",
     "x_http_method_override",
     "X-Method-Override",
+    "X-Original-URL",
+    "x_rewrite_url",
   ])("the header %s is not a script's to set", (name) => {
     expect(isForbiddenHeader(name)).toBe(true);
     expect(codeOf({ headers: [[name, "1"]] })).toBe("bad-argument");

@@ -6,7 +6,7 @@ import net from "node:net";
 import type { TLSSocket } from "node:tls";
 import zlib from "node:zlib";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
-import { type Capability, caretaker } from "#hostapi/capability";
+import { type Capability, capability, caretaker, method } from "#hostapi/capability";
 import { http as httpCapability, type HttpAnswer, type HttpOptions, narrowHttp } from "#hostapi/http";
 import { secret } from "#hostapi/secret";
 import { callOn, type FakeRun, fakeRun, type Told } from "../capability.js";
@@ -869,8 +869,28 @@ describe("options", () => {
     expect(() => httpCapability(options as HttpOptions)).toThrow(why);
   });
 
+  test("headers that are too many are counted, and not looked at", () => {
+    let looked = 0;
+    const wish = (length: number) => {
+      const headers = Array.from({ length }, () => ["a", "b"]);
+      Object.defineProperty(headers, 0, { get: () => (looked++, ["a", "b"]) });
+      return [{ url: "http://nowhere.test/", headers }];
+    };
+    make().parse("http", "request", wish(256));
+    expect(looked).toBeGreaterThan(0);
+    looked = 0;
+    expect(() => make().parse("http", "request", wish(257))).toThrow(/wish.headers/);
+    expect(looked).toBe(0);
+  });
+
   test("only what http made can be narrowed by its rules", () => {
     expect(() => narrowHttp({ name: "kv" } as Capability, ["https://x.test/*"])).toThrow(/made by http/);
     expect(() => narrowHttp(make(), [])).toThrow(/at least one rule/);
+    const own = capability("http", {
+      request: method({ doc: "", params: {}, effect: "write", run: () => 1 }),
+    });
+    expect(() => narrowHttp(own, ["https://x.test/*"])).toThrow(/made by http/);
+    const weak = narrowHttp(make().readOnly(), ["https://x.test/*"]);
+    expect(narrowHttp(caretaker(weak).capability, ["https://x.test/*"]).bounds).toHaveLength(5);
   });
 });
