@@ -10,6 +10,7 @@
  */
 import { codec, type EncodedValue } from "../engine/codec.js";
 import {
+  asCapabilityError,
   asGuestFunction,
   Capability,
   CapabilityError,
@@ -465,7 +466,7 @@ export class Broker {
       if (answer !== undefined) this.#port.send({ kind: "reply", id: call.id, ok: true, value: answer });
       return;
     }
-    const own = failure instanceof CapabilityError ? failure : undefined;
+    const own = asCapabilityError(failure);
     const code = own?.code ?? "failed";
     const refused = !call.admitted && REFUSED.has(code);
     if (refused) entry.refused++;

@@ -39,6 +39,24 @@ export class CapabilityError extends Error {
   }
 }
 
+/**
+ * Its code and message, if it is a CapabilityError whose parts are what they should be; undefined for whatever else a
+ * handler threw, which may be a proxy that does not even let itself be looked at.
+ */
+export function asCapabilityError(
+  thrown: unknown,
+): Pick<CapabilityError, "code" | "message" | "cause"> | undefined {
+  try {
+    if (!(thrown instanceof CapabilityError)) return undefined;
+    const { code, message, cause } = thrown;
+    return Object.hasOwn(CAPABILITY_ERRORS, code) && typeof message === "string"
+      ? { code, message, cause }
+      : undefined;
+  } catch {
+    return undefined; // a getter of the handler's threw: no error of ours
+  }
+}
+
 /** One run, as capabilities see it. The same object for all calls of the run: state by run hangs on it. */
 export interface RunContext {
   readonly id: string;
@@ -242,10 +260,16 @@ export class Capability {
     return this.guarded("read-only", permit, new Map(reading));
   }
 
-  /** For each run at most so many calls, and so many bytes in arguments, answers and what the act itself moves. */
+  /**
+   * For each run at most so many calls, and so many bytes in arguments, answers and what the act itself moves. Throws
+   * TypeError where it would bound nothing.
+   */
   budget(most: { calls?: number; bytes?: number }): Capability {
     const spent = new WeakMap<RunContext, { calls: number; bytes: number }>();
     const { calls = Infinity, bytes: most_ = Infinity } = most;
+    if (!(calls >= 0 && most_ >= 0 && (calls < Infinity || most_ < Infinity))) {
+      throw new TypeError("budget: calls, bytes or both must be a number, 0 or more");
+    }
     const words = [
       calls === Infinity ? "" : `${calls} calls`,
       most_ === Infinity ? "" : `${most_} bytes`,
@@ -266,8 +290,14 @@ export class Capability {
     });
   }
 
-  /** For each run at most `calls` in any `perMs` milliseconds (a token bucket: a burst of `calls`, then evenly). */
+  /**
+   * For each run at most `calls` in any `perMs` milliseconds (a token bucket: a burst of `calls`, then evenly). Throws
+   * TypeError for what is no rate.
+   */
   rate(calls: number, perMs: number): Capability {
+    if (!(calls >= 1 && calls < Infinity && perMs > 0 && perMs < Infinity)) {
+      throw new TypeError("rate: calls must be a number of at least 1, perMs one over 0");
+    }
     const buckets = new WeakMap<RunContext, { tokens: number; at: number }>();
     return this.guarded(`at most ${calls} calls in ${perMs} ms`, (_name, _args, call, next) => {
       const now = call.run.elapsedMs();
@@ -283,8 +313,12 @@ export class Capability {
     });
   }
 
-  /** Until a moment, or for so many milliseconds of each run. Calls under way at that time go on. */
+  /** Until a moment, or for so many milliseconds of each run. Calls under way at that time go on. Throws TypeError for no time. */
   expires(when: Date | { afterMs: number }): Capability {
+    const limit: unknown = when instanceof Date ? when.getTime() : when.afterMs;
+    if (typeof limit !== "number" || Number.isNaN(limit)) {
+      throw new TypeError("expires: must be a valid Date, or { afterMs: a number }");
+    }
     const words = when instanceof Date ? `until ${when.toISOString()}` : `for the first ${when.afterMs} ms`;
     return this.guarded(words, (_name, _args, call, next) => {
       const over = when instanceof Date ? Date.now() >= when.getTime() : call.run.elapsedMs() >= when.afterMs;

@@ -625,6 +625,48 @@ describe("limits and accounts", () => {
     expect(bench.events.filter(({ decision }) => decision === "failed")).toHaveLength(10);
   });
 
+  test("whatever a handler throws, at once or later, is an answer, and a code of the table", async () => {
+    const { proxy, revoke } = Proxy.revocable({}, {});
+    revoke();
+    const odd = (change: object) => Object.defineProperties(new CapabilityError("denied", "no"), change);
+    const thrown: Record<string, unknown> = {
+      proxy,
+      nothing: undefined,
+      text: odd({ message: { value: { toString: null } } }),
+      getter: odd({ message: { get: () => { throw proxy; } } }), // prettier-ignore
+      code: odd({ code: { value: "toString" } }),
+      symbol: odd({ code: { value: Symbol("denied") } }),
+    };
+    const c = capability("c", {
+      now: act({ name: z.string() }, ({ name }) => { throw thrown[name]; }), // prettier-ignore
+      later: act({ name: z.string() }, async ({ name }) => Promise.reject(thrown[name])), // oxlint-disable-line typescript/prefer-promise-reject-errors
+      well: act({}, () => { throw new CapabilityError("denied", "no"); }), // prettier-ignore
+    });
+    const bench = new Bench({ c });
+    for (const name of Object.keys(thrown)) {
+      for (const way of ["now", "later"]) {
+        const error = ["failed", `c.${way}: the capability failed`];
+        expect(await bench.call(bench.ref("c"), way, [name]), name).toEqual({ error });
+      }
+    }
+    expect(await bench.call(bench.ref("c"), "well")).toEqual({ error: ["denied", "no"] });
+    expect(bench.violations).toEqual([]);
+  });
+
+  test.each<[string, (c: Capability) => unknown]>([
+    ["a budget of nothing", (c) => c.budget({})],
+    ["a budget with a slip", (c) => c.budget({ call: 5 } as object)],
+    ["a budget that is no number", (c) => c.budget({ calls: NaN })],
+    ["a rate in no time", (c) => c.rate(5, 0)],
+    ["a rate that is no number", (c) => c.rate(5, NaN)],
+    ["a rate without end", (c) => c.rate(Infinity, 1000)],
+    ["an end that is no date", (c) => c.expires(new Date("soon"))],
+    ["an end that is no number", (c) => c.expires({ afterMs: NaN })],
+    ["an end with a slip", (c) => c.expires({ after: 5 } as never)],
+  ])("%s would bound nothing, and is refused", (_what, weaken) => {
+    expect(() => weaken(box())).toThrow(TypeError);
+  });
+
   test("an audit that throws keeps every act from being done, and the guest from knowing why", async () => {
     let acts = 0;
     const c = capability("c", { go: act({}, () => ++acts) });
