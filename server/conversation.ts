@@ -107,7 +107,6 @@ class Conversation {
   /** What will be done when the worker has read more: calls that it made meanwhile, and answers to be written. */
   #later: (() => void)[] = [];
   #unheardBytes = 0;
-  #clockOffset = 0;
   #logBytes = 0;
   #bytesOut = 0;
   #started = 0;
@@ -152,7 +151,6 @@ class Conversation {
     void worker.exited.then((exit) => this.#onExit(exit));
     connection.startJob(this.#host.knows);
     this.#started = performance.now();
-    this.#clockOffset = job.nowMs - Date.now();
     const told = { ...job, env: this.#host.env, wallMs: limits.wallMs };
     this.run.recorder?.job(told);
     this.#send(encodeMessage({ kind: "job", ...told }));
@@ -299,7 +297,9 @@ class Conversation {
     const messages = this.#outbox;
     this.#outbox = [];
     this.#outboxBytes = 0;
-    if (messages.length > 0) this.#transmit(Date.now() + this.#clockOffset, messages);
+    // Counted from the job, and not by the host's date: one that is set back would stop the guest's timers.
+    const nowMs = Math.floor(this.run.job.nowMs + performance.now() - this.#started);
+    if (messages.length > 0) this.#transmit(nowMs, messages);
   }
 
   #transmit(nowMs: number, messages: readonly BrokerMessage[]): void {

@@ -37,6 +37,24 @@ describe.each(ENGINES)("what a script has anyway, on %s", (engine) => {
   const SPIN = "let n = 0; for (let i = 0; i < 2e6; i++) n += i;";
 
   describe("the clock", () => {
+    test("goes on when the host's date is set back", async () => {
+      const date = Date.now;
+      const setBack = capability("host", {
+        setBack: method({
+          doc: "sets the host's date back",
+          params: {},
+          effect: "write",
+          run: () => void (Date.now = () => date() - HOUR),
+        }),
+      });
+      try {
+        const body = `const a = Date.now(); await env.host.setBack(); await new Promise((go) => setTimeout(go, 30)); return Date.now() - a;`;
+        expect(await value(body, { host: setBack })).toBeGreaterThanOrEqual(30);
+      } finally {
+        Date.now = date;
+      }
+    });
+
     const TIMES = `const a = Date.now(); ${SPIN} const b = Date.now(); await env.nap.take(); const c = Date.now(); return [a, b, c]`;
 
     test("stands still between answers of the host, whether asked to or not", async () => {

@@ -78,6 +78,27 @@ describe.each(ENGINES)("capabilities on %s", (engine) => {
       options,
     )) as [CapabilityErrorCode, string];
 
+  test("a listener of the log that is asynchronous and fails harms nobody", async () => {
+    const heard: string[] = [];
+    const onLog = async ({ args }: { args: readonly string[] }) => {
+      heard.push(...args);
+      await Promise.reject(new Error("the disk is full"));
+    };
+    const unhandled: unknown[] = [];
+    const hear = (error: unknown) => void unhandled.push(error);
+    process.on("unhandledRejection", hear);
+    try {
+      const source = "export default () => { console.log('a'); console.log('b'); return 1; }";
+      // oxlint-disable-next-line typescript/no-misused-promises -- it is what embedders will do
+      expect(valueOf(await sandbox.run(source, { onLog }))).toBe(1);
+      await new Promise((resolve) => setImmediate(resolve));
+    } finally {
+      process.off("unhandledRejection", hear);
+    }
+    expect(heard).toEqual(["a", "b"]);
+    expect(unhandled).toEqual([]);
+  });
+
   describe("calls", () => {
     test("one after the other are answered in turn", async () => {
       const body = "for (let i = 1; i <= 100; i++) await env.c.add(i); return env.c.get()";

@@ -628,7 +628,8 @@ describe("limits and accounts", () => {
   test("whatever a handler throws, at once or later, is an answer, and a code of the table", async () => {
     const { proxy, revoke } = Proxy.revocable({}, {});
     revoke();
-    const odd = (change: object) => Object.defineProperties(new CapabilityError("denied", "no"), change);
+    const odd = (change: PropertyDescriptorMap) =>
+      Object.defineProperties(new CapabilityError("denied", "no"), change);
     const thrown: Record<string, unknown> = {
       proxy,
       nothing: undefined,
