@@ -3,6 +3,7 @@
  * objects in `env`, for there is nothing to call: the engine keeps them inside the worker, and the job says how.
  */
 import { createHash } from "node:crypto";
+import { type Check, checkOptions, oneOf, wholeNumber } from "./options.js";
 
 /**
  * - `frozen` (default): stands still between the answers of the host.
@@ -39,45 +40,47 @@ export const AMBIENT_KINDS = [
 
 /** The script's clock. Throws TypeError naming the option that is wrong. */
 export function clock(options: { mode?: ClockMode; stepMs?: number; startMs?: number } = {}): Ambient {
+  checkOptions("clock", options, {
+    mode: oneOf("frozen", "real", "coarse", "virtual"),
+    stepMs: inRange(1, 3_600_000, "must be a number from 1 to 3600000 ms"),
+    startMs: inRange(-8.64e15, 8.64e15, "must be a number of milliseconds since 1970: date.getTime()"),
+  });
   const { mode = "real", stepMs, startMs } = options;
-  if (!["frozen", "real", "coarse", "virtual"].includes(mode)) {
-    throw new TypeError('clock: mode must be "frozen", "real", "coarse" or "virtual"');
-  }
-  if (mode === "coarse" ? !inRange(stepMs ?? NaN, 1, 3_600_000) : stepMs !== undefined) {
-    throw new TypeError("clock: stepMs goes with mode coarse, and must be 1 to 3600000 ms there");
-  }
-  if (startMs !== undefined && !inRange(startMs, -8.64e15, 8.64e15)) {
-    throw new TypeError("clock: startMs must be a number of milliseconds since 1970");
+  if ((mode === "coarse") !== (stepMs !== undefined)) {
+    throw new TypeError('clock: stepMs goes with mode "coarse", and must stand there');
   }
   return Object.freeze({ kind: "clock", setting: Object.freeze({ mode, stepMs: stepMs ?? 0, startMs }) });
 }
 
-/** The script's randomness: from the host's generator, or the same for every run from a seed of any length. */
+/**
+ * The script's randomness: from the host's generator, or the same for every run from a seed of any length. Throws
+ * TypeError naming the option that is wrong.
+ */
 export function random(options: { seed?: string | Uint8Array } = {}): Ambient {
-  const { seed } = options;
-  if (seed !== undefined && typeof seed !== "string" && !(seed instanceof Uint8Array)) {
-    throw new TypeError("random: seed must be a string or bytes");
-  }
+  const { seed } = checkOptions("random", options, {
+    seed: (value) =>
+      typeof value === "string" || value instanceof Uint8Array ? undefined : "must be a string or bytes",
+  });
   const digest = seed === undefined ? undefined : new Uint8Array(createHash("sha256").update(seed).digest());
   return Object.freeze({ kind: "random", seed: digest });
 }
 
 const LEVELS: readonly LogLevel[] = ["debug", "log", "info", "warn", "error"];
 
-/** The script's console: entries below `least` are dropped in the worker. */
+/** The script's console: entries below `least` are dropped in the worker. Throws TypeError naming the option that is wrong. */
 export function log(options: { least?: LogLevel } = {}): Ambient {
-  const { least = "debug" } = options;
-  if (!LEVELS.includes(least)) throw new TypeError(`log: least must be one of ${LEVELS.join(", ")}`);
+  const { least = "debug" } = checkOptions("log", options, { least: oneOf(...LEVELS) });
   return Object.freeze({ kind: "log", least });
 }
 
-/** The script's timers: how many may be pending at once; 0 takes them away. */
+/** The script's timers: how many may be pending at once; 0 takes them away. Throws TypeError naming the option that is wrong. */
 export function timers(options: { most?: number } = {}): Ambient {
-  const { most = 10_000 } = options;
-  if (!Number.isInteger(most) || !inRange(most, 0, 10_000)) {
-    throw new TypeError("timers: most must be a whole number from 0 to 10000");
-  }
+  const { most = 10_000 } = checkOptions("timers", options, { most: wholeNumber(0, 10_000) });
   return Object.freeze({ kind: "timers", most });
 }
 
-const inRange = (value: number, min: number, max: number): boolean => value >= min && value <= max;
+/** A number and not a Date or a text, which would compare as one. */
+const inRange =
+  (least: number, most: number, fault: string): Check =>
+  (value) =>
+    typeof value === "number" && value >= least && value <= most ? undefined : fault;

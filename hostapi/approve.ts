@@ -11,17 +11,20 @@
  * things in parallel, and the next is refused as `rate`.
  */
 import { z } from "zod";
-import { codec } from "../engine/codec.js";
 import {
   CapabilityError,
   DEFAULT_TIMEOUT_MS,
+  MAX_TIMEOUT_MS,
   capability,
+  checkCapability,
   method,
   stateOf,
   type Call,
   type Capability,
   type RunContext,
 } from "./capability.js";
+import { aFunction, checkOptions, type Checks, needed, wholeNumber } from "./options.js";
+import { readable } from "./readable.js";
 
 export interface ApprovalQuestion {
   readonly run: RunContext;
@@ -53,9 +56,15 @@ const MAX_LINES = 40;
 const MAX_WAITING = 8;
 const MAX_NOTE = 200;
 
+const TIMEOUT_MS = 600_000;
+const APPROVER: Checks<Approver> = {
+  ask: needed(aFunction("that asks a person")),
+  timeoutMs: wholeNumber(1, 86_400_000),
+};
+
 /** Throws TypeError naming the option that is wrong. */
 export function approve(options: Approver): Capability {
-  const timeoutMs = checked("approve", options);
+  const { timeoutMs = TIMEOUT_MS } = checkOptions("approve", options, APPROVER);
   return capability("approve", {
     ask: method({
       doc: `Asks a person and waits for the answer. \`text\` is one line of at most ${MAX_LINE} characters; \`details\` may have ${MAX_LINES}.`,
@@ -78,20 +87,38 @@ export function approve(options: Approver): Capability {
   });
 }
 
+export interface ApprovalOptions extends Approver {
+  /** At least one; all if absent. */
+  methods?: readonly string[];
+  /** Of the arguments that the act will be done with. */
+  describe?: (method: string, args: Readonly<Record<string, unknown>>) => readonly string[];
+}
+
+const APPROVAL: Checks<ApprovalOptions> = {
+  ...APPROVER,
+  methods: (value) =>
+    Array.isArray(value) && value.length > 0 && value.every((name) => typeof name === "string")
+      ? undefined
+      : "must be a list of at least one method, or absent for all",
+  describe: aFunction("of a method and its arguments that returns lines"),
+};
+
+/** What the embedder's `describe` gave. Throws TypeError; the act is not done then. */
+function linesOf(lines: unknown): readonly string[] {
+  if (Array.isArray(lines) && lines.every((line) => typeof line === "string")) return lines as string[];
+  throw new TypeError("withApproval: describe must return a list of lines");
+}
+
 /**
- * A weaker one: each call of `methods` (all if absent) waits for a yes, and is `denied` without. `describe` puts it into
+ * A weaker one: each call of `methods` waits for a yes, and is `denied` without. `describe` puts it into
  * words, of which the first line is the question; if absent that is the method, and the arguments follow, long ones cut
  * with a note of how much is missing. The act is done with the arguments that were shown.
  * Throws TypeError for a bad option or a method that the capability has not.
  */
-export function withApproval(
-  target: Capability,
-  options: Approver & {
-    methods?: readonly string[];
-    describe?: (method: string, args: Readonly<Record<string, unknown>>) => readonly string[];
-  },
-): Capability {
-  const timeoutMs = checked("withApproval", options);
+export function withApproval(target: Capability, options: ApprovalOptions): Capability {
+  checkCapability("withApproval", target);
+  checkOptions("withApproval", options, APPROVAL);
+  const { timeoutMs = TIMEOUT_MS } = options;
   const { methods = [...target.methods.keys()], describe = describeArguments } = options;
   const table = new Map(target.methods);
   for (const name of methods) {
@@ -102,14 +129,15 @@ export function withApproval(
       );
     }
     // The act still has its own time once it may begin.
-    table.set(name, { ...known, timeoutMs: timeoutMs + (known.timeoutMs ?? DEFAULT_TIMEOUT_MS) });
+    const both = timeoutMs + (known.timeoutMs ?? DEFAULT_TIMEOUT_MS);
+    table.set(name, { ...known, timeoutMs: Math.min(both, MAX_TIMEOUT_MS) });
   }
   const asking = new Set(methods);
   return target.guarded(
     `a person approves each ${methods.join(", ")}`,
     async (name, args, call, next) => {
       if (asking.has(name)) {
-        const [text = name, ...details] = describe(name, args);
+        const [text = name, ...details] = linesOf(describe(name, args));
         const lines = details.slice(0, MAX_LINES).map(cut);
         if (details.length > MAX_LINES) lines.push(`... (${details.length - MAX_LINES} lines more)`);
         if (!(await answered(options, timeoutMs, call, cut(text), lines))) {
@@ -121,14 +149,6 @@ export function withApproval(
     },
     table,
   );
-}
-
-function checked(name: string, { ask, timeoutMs = 600_000 }: Approver): number {
-  if (typeof ask !== "function") throw new TypeError(`${name}: ask must be a function that asks a person`);
-  if (!Number.isInteger(timeoutMs) || timeoutMs < 1 || timeoutMs > 86_400_000) {
-    throw new TypeError(`${name}: timeoutMs must be a whole number from 1 to 86400000 ms`);
-  }
-  return timeoutMs;
 }
 
 /** The last turn taken, and how many have not ended. */
@@ -218,23 +238,9 @@ const cut = (line: string): string =>
     ? line
     : `${line.slice(0, MAX_LINE)}... (${line.length - MAX_LINE} characters more)`;
 
-const { encode, isCodecError } = codec();
-
-/** The method and its arguments as the codec writes them: for texts and numbers that is how JSON does. */
+/** The method and its arguments, a line each. */
 function describeArguments(name: string, args: Readonly<Record<string, unknown>>): string[] {
   const given = Object.entries(args).filter(([, value]) => value !== undefined);
-  return [name, ...given.map(([param, value]) => `${param}: ${shown(value)}`)];
-}
-
-function shown(value: unknown): string {
-  try {
-    const limits = { maxBytes: 1024 * 1024, maxNodes: 10_000, root: "value", omitStacks: true };
-    // A capability is an instance of a class; a guest's function is one.
-    const reference = (of: object) =>
-      typeof of === "function" ? ({ kind: "function", id: 1 } as const) : undefined;
-    return encode(value, { ...limits, reference }).text;
-  } catch (error) {
-    if (!isCodecError(error)) throw error;
-    return `(cannot be shown: ${error.code})`;
-  }
+  const most = MAX_LINE - 200; // leaves room for the name and for the notes of what is missing
+  return [name, ...given.map(([param, value]) => `${param}: ${readable(value, most)}`)];
 }

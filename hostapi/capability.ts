@@ -7,6 +7,17 @@
  * that `parse` has made from a guest's: a handler never sees an argument that its schema did not describe.
  */
 import { z } from "zod";
+import {
+  aFunction,
+  type Check,
+  checkOptions,
+  type Checks,
+  isPlainObject,
+  kindOf,
+  needed,
+  oneOf,
+  wholeNumber,
+} from "./options.js";
 
 /** Why a call failed, for the guest to tell apart. Handlers throw these; whatever else they throw arrives as `failed`. */
 export const CAPABILITY_ERRORS = {
@@ -120,16 +131,25 @@ export function asGuestFunction(f: GuestFunction): GuestFunction {
 export const isGuestFunction = (value: unknown): value is GuestFunction =>
   typeof value === "function" && guestFunctions.has(value);
 
-/** Schema of a callback parameter. `ts` is its type in the `.d.ts`. */
-export const callback = (ts = "(...args: any[]) => any"): z.ZodType<GuestFunction> =>
-  z.custom<GuestFunction>(isGuestFunction, "must be a function").meta({ ts });
+/** Schema of a callback parameter. `ts` is its type in the `.d.ts`. Throws TypeError if that is no text. */
+export function callback(ts = "(...args: any[]) => any"): z.ZodType<GuestFunction> {
+  if (typeof ts !== "string" || ts.trim() === "") {
+    throw new TypeError(
+      'callback: takes the type of the function as text, such as "(line: string) => void", or nothing',
+    );
+  }
+  return z.custom<GuestFunction>(isGuestFunction, "must be a function").meta({ ts });
+}
 
-/** Schema of bytes, at most `max` of them. */
-export const bytes = (max?: number): z.ZodType<Uint8Array> =>
-  z
+/** Schema of bytes, at most `max` of them. Throws TypeError if that is no number of bytes. */
+export function bytes(max?: number): z.ZodType<Uint8Array> {
+  const fault = max === undefined ? undefined : wholeNumber(0)(max);
+  if (fault !== undefined) throw new TypeError(`bytes: max ${fault}`);
+  return z
     .custom<Uint8Array>((value) => value instanceof Uint8Array, "must be a Uint8Array")
     .refine((value) => max === undefined || value.byteLength <= max, `must be at most ${max} bytes`)
     .meta({ ts: "Uint8Array" });
+}
 
 /** `read` leaves the world as it was. */
 export type Effect = "read" | "write";
@@ -152,8 +172,43 @@ export interface Method<P extends Params = Params> {
   run(this: void, args: ArgsOf<P>, call: Call): unknown;
 }
 
-/** Infers a method's argument types. */
-export const method = <P extends Params>(definition: Method<P>): Method => definition as unknown as Method;
+/** Infers a method's argument types. Throws TypeError naming what the definition lacks. */
+export const method = <P extends Params>(definition: Method<P>): Method =>
+  checkMethod("method", definition as unknown as Method);
+
+/** What setTimeout(3) takes: a longer one would be over at once. */
+export const MAX_TIMEOUT_MS = 2 ** 31 - 1;
+
+const METHOD: Checks<Method> = {
+  doc: needed((value) => (typeof value === "string" ? undefined : "must say in a sentence what it does")),
+  params: needed((value) => {
+    const entries = isPlainObject(value) ? Object.entries(value) : undefined;
+    if (entries === undefined) return "must be an object of zod schemas by name: {} for no parameters";
+    for (const [name, schema] of entries) {
+      if (!isName(name)) return `has "${name}", which cannot be a parameter's name`;
+      if (!isSchema(schema)) return `has "${name}", which is no zod 4 schema: write z.string() or the like`;
+    }
+    return undefined;
+  }),
+  returns: (value) => (isSchema(value) ? undefined : "must be a zod 4 schema"),
+  effect: needed(oneOf("read", "write")),
+  timeoutMs: wholeNumber(1, MAX_TIMEOUT_MS),
+  audit: aFunction("of the arguments that returns short facts"),
+  run: needed(aFunction("that does the act")),
+};
+
+const checkMethod = (who: string, definition: Method): Method => checkOptions(who, definition, METHOD);
+
+/** Of any copy of zod 4; those of zod 3 can be asked for no type. */
+const isSchema = (value: unknown): boolean =>
+  typeof value === "object" &&
+  value !== null &&
+  "_zod" in value &&
+  typeof (value as { safeParse?: unknown }).safeParse === "function";
+
+/** Of methods and parameters. "then" would make a promise of what has it (ECMA-262, 27.2.1.3.2). */
+const isName = (name: string): boolean =>
+  /^[A-Za-z_$][\w$]{0,63}$/.test(name) && name !== "then" && !(name in Object.prototype);
 
 type Args = Readonly<Record<string, unknown>>;
 type Invoke = (name: string, args: Args, call: Call) => unknown;
@@ -161,6 +216,44 @@ type Invoke = (name: string, args: Args, call: Call) => unknown;
 export type Guard = (name: string, args: Args, call: Call, next: () => unknown) => unknown;
 
 export const DEFAULT_TIMEOUT_MS = 30_000;
+
+interface CapabilityParts {
+  name: string;
+  methods: ReadonlyMap<string, Method>;
+  invoke: Invoke;
+  callable?: boolean;
+  bounds?: readonly string[];
+  close?: ((run: RunContext) => void) | undefined;
+}
+
+const text: (most: number) => Check = (most) => (value) =>
+  typeof value === "string" && value !== "" && value.length <= most && !/\p{Cc}/u.test(value)
+    ? undefined
+    : `must be a text of 1 to ${most} characters, none of them a control character`;
+
+const KIND = text(64);
+const BOUNDS: Check = (value) =>
+  Array.isArray(value) && value.every((words) => typeof words === "string")
+    ? undefined
+    : "must be a list of texts";
+const CLOSE = aFunction("of a run that is over");
+
+const PARTS: Checks<CapabilityParts> = {
+  name: needed(KIND),
+  methods: needed((value) => {
+    if (!(value instanceof Map)) return "must be a Map of methods by name; capability() takes an object";
+    for (const [name, definition] of value as Map<unknown, Method>) {
+      if (typeof name !== "string" || !isName(name))
+        return `has "${String(name)}", which cannot be a method's name`;
+      checkMethod(`method ${name}`, definition);
+    }
+    return undefined;
+  }),
+  invoke: needed(aFunction("that calls a method")),
+  callable: (value) => (typeof value === "boolean" ? undefined : "must be true or false"),
+  bounds: BOUNDS,
+  close: CLOSE,
+};
 
 export class Capability {
   /** Kind: "kv". Under which name a run knows it is the grant's matter. */
@@ -173,14 +266,9 @@ export class Capability {
   /** How it was weakened, in words, strongest first: for `explain` and the audit. */
   readonly bounds: readonly string[];
 
-  constructor(options: {
-    name: string;
-    methods: ReadonlyMap<string, Method>;
-    invoke: Invoke;
-    callable?: boolean;
-    bounds?: readonly string[];
-    close?: ((run: RunContext) => void) | undefined;
-  }) {
+  /** Throws TypeError naming the option that is wrong. `capability()` is the way to define one. */
+  constructor(options: CapabilityParts) {
+    checkOptions("Capability", options, PARTS);
     this.name = options.name;
     this.methods = options.methods;
     this.callable = options.callable ?? false;
@@ -227,8 +315,22 @@ export class Capability {
     this.#close?.(run);
   }
 
-  /** A weaker one: each call passes `guard` first. `bound` says in words what it forbids. */
+  /**
+   * A weaker one: each call passes `guard` first. `bound` says in words what it forbids. Throws TypeError for what is no
+   * guard, and for methods that this one has not.
+   */
   guarded(bound: string, guard: Guard, methods: ReadonlyMap<string, Method> = this.methods): Capability {
+    const fault = words(bound);
+    if (fault !== undefined) throw new TypeError(`guarded: the first argument ${fault}`);
+    if (typeof guard !== "function") {
+      throw new TypeError(
+        `guarded: the second argument must be a function that guards, not ${kindOf(guard)}`,
+      );
+    }
+    if (!(methods instanceof Map)) throw new TypeError("guarded: methods must be a Map of methods by name");
+    for (const name of (methods as ReadonlyMap<string, Method>).keys()) {
+      if (!this.methods.has(name)) throw this.#hasNo("guarded", name);
+    }
     return new Capability({
       name: this.name,
       methods,
@@ -239,24 +341,34 @@ export class Capability {
     });
   }
 
-  /** Only these methods. Throws TypeError for a method that it has not. */
+  #hasNo(who: string, name: string): TypeError {
+    const known = [...this.methods.keys()].join(", ");
+    return new TypeError(`${who}: ${this.name} has no method "${name}"; it has ${known}`);
+  }
+
+  /** Only these methods. Throws TypeError for none, and for a method that it has not. */
   only(...names: string[]): Capability {
     const kept = new Map<string, Method>();
+    if (names.length === 0) throw new TypeError('only: name at least one method: only("get", "list")');
     for (const name of names) {
-      const known = this.methods.get(name);
-      if (known === undefined) {
-        throw new TypeError(
-          `${this.name} has no method "${name}"; it has ${[...this.methods.keys()].join(", ")}`,
-        );
+      if (typeof name !== "string") {
+        throw new TypeError(`only: takes names, only("get", "list"), and got ${kindOf(name)}`);
       }
+      const known = this.methods.get(name);
+      if (known === undefined) throw this.#hasNo("only", name);
       kept.set(name, known);
     }
     return this.guarded(`only ${names.join(", ")}`, permit, kept);
   }
 
-  /** Only the methods that leave the world as it was. */
+  /** Only the methods that leave the world as it was. Throws TypeError if it has none. */
   readOnly(): Capability {
     const reading = [...this.methods].filter(([, { effect }]) => effect === "read");
+    if (reading.length === 0) {
+      throw new TypeError(
+        `readOnly: it leaves nothing of ${this.name}: every method changes something; do not grant it`,
+      );
+    }
     return this.guarded("read-only", permit, new Map(reading));
   }
 
@@ -265,16 +377,17 @@ export class Capability {
    * TypeError where it would bound nothing.
    */
   budget(most: { calls?: number; bytes?: number }): Capability {
-    const spent = new WeakMap<RunContext, { calls: number; bytes: number }>();
+    checkOptions("budget", most, { calls: wholeNumber(1), bytes: wholeNumber(1) });
     const { calls = Infinity, bytes: most_ = Infinity } = most;
-    if (!(calls >= 0 && most_ >= 0 && (calls < Infinity || most_ < Infinity))) {
-      throw new TypeError("budget: calls, bytes or both must be a number, 0 or more");
+    if (calls === Infinity && most_ === Infinity) {
+      throw new TypeError("budget: must bound calls, bytes or both: budget({ calls: 100 })");
     }
-    const words = [
+    const spent = new WeakMap<RunContext, { calls: number; bytes: number }>();
+    const parts = [
       calls === Infinity ? "" : `${calls} calls`,
       most_ === Infinity ? "" : `${most_} bytes`,
     ].filter((word) => word !== "");
-    return this.guarded(`at most ${words.join(" and ")} a run`, (_name, _args, call, next) => {
+    return this.guarded(`at most ${parts.join(" and ")} a run`, (_name, _args, call, next) => {
       const used = stateOf(spent, call.run, () => ({ calls: 0, bytes: 0 }));
       if (used.calls >= calls) {
         throw new CapabilityError("budget", `${call.label}: the budget of ${calls} calls is used up`);
@@ -295,8 +408,10 @@ export class Capability {
    * TypeError for what is no rate.
    */
   rate(calls: number, perMs: number): Capability {
-    if (!(calls >= 1 && calls < Infinity && perMs > 0 && perMs < Infinity)) {
-      throw new TypeError("rate: calls must be a number of at least 1, perMs one over 0");
+    if (!isNumberFrom(calls, 1))
+      throw new TypeError("rate: calls must be a number of at least 1: rate(5, 1000)");
+    if (!isNumberFrom(perMs, Number.MIN_VALUE)) {
+      throw new TypeError("rate: perMs must be a number of milliseconds over 0: rate(5, 1000)");
     }
     const buckets = new WeakMap<RunContext, { tokens: number; at: number }>();
     return this.guarded(`at most ${calls} calls in ${perMs} ms`, (_name, _args, call, next) => {
@@ -315,27 +430,51 @@ export class Capability {
 
   /** Until a moment, or for so many milliseconds of each run. Calls under way at that time go on. Throws TypeError for no time. */
   expires(when: Date | { afterMs: number }): Capability {
-    const limit: unknown = when instanceof Date ? when.getTime() : when.afterMs;
-    if (typeof limit !== "number" || Number.isNaN(limit)) {
-      throw new TypeError("expires: must be a valid Date, or { afterMs: a number }");
+    if (when instanceof Date) {
+      const end = when.getTime(); // a Date can be changed
+      if (Number.isNaN(end)) throw new TypeError("expires: the Date is not valid");
+      return this.#until(`until ${when.toISOString()}`, () => Date.now() >= end);
     }
-    const words = when instanceof Date ? `until ${when.toISOString()}` : `for the first ${when.afterMs} ms`;
-    return this.guarded(words, (_name, _args, call, next) => {
-      const over = when instanceof Date ? Date.now() >= when.getTime() : call.run.elapsedMs() >= when.afterMs;
-      if (over) throw new CapabilityError("expired", `${call.label}: the time it was granted for is over`);
+    const { afterMs } = checkOptions("expires", when, { afterMs: needed(AFTER) });
+    return this.#until(`for the first ${afterMs} ms`, ({ run }) => run.elapsedMs() >= afterMs);
+  }
+
+  #until(bound: string, over: (call: Call) => boolean): Capability {
+    return this.guarded(bound, (_name, _args, call, next) => {
+      if (over(call))
+        throw new CapabilityError("expired", `${call.label}: the time it was granted for is over`);
       return next();
     });
   }
 
-  /** Only calls that `rule` accepts: true, or the reason that the guest is told. `bound` says the rule in words. */
+  /**
+   * Only calls that `rule` accepts: true, or the reason that the guest is told. `bound` says the rule in words. Whatever
+   * else it returns, a promise of true too, refuses the call. Throws TypeError for what is no rule.
+   */
   where(bound: string, rule: (method: string, args: Args) => true | string): Capability {
+    const fault = words(bound);
+    if (fault !== undefined) throw new TypeError(`where: the first argument ${fault}`);
+    if (typeof rule !== "function") {
+      throw new TypeError(
+        `where: the second argument must be a function that returns true or the reason why not, not ${kindOf(rule)}`,
+      );
+    }
     return this.guarded(bound, (name, args, call, next) => {
-      const verdict = rule(name, args);
-      if (verdict !== true) throw new CapabilityError("denied", `${call.label}: ${verdict}`);
-      return next();
+      const verdict: unknown = rule(name, args);
+      if (verdict === true) return next();
+      const why = typeof verdict === "string" && verdict !== "" ? verdict : "a rule forbids that call";
+      throw new CapabilityError("denied", `${call.label}: ${why}`);
     });
   }
 }
+
+const isNumberFrom = (value: unknown, least: number): value is number =>
+  typeof value === "number" && value >= least && value < Infinity;
+const AFTER: Check = (value) =>
+  isNumberFrom(value, 0) ? undefined : "must be a number of milliseconds, 0 or more";
+/** Of a bound. */
+const words: Check = (value) =>
+  typeof value === "string" && value.trim() !== "" ? undefined : "must say in words what it forbids";
 
 const permit: Guard = (_name, _args, _call, next) => next();
 
@@ -346,27 +485,42 @@ export function stateOf<S>(states: WeakMap<RunContext, S>, run: RunContext, make
   return state;
 }
 
+export interface CapabilityOptions {
+  /** Called when a run that was handed it is over. */
+  close?: (run: RunContext) => void;
+  /** How it is bounded from the start, in words. */
+  bounds?: readonly string[];
+}
+
 /**
  * Defines a capability: `capability("weather", { today: method({ ... }) })`. Throws TypeError for a name that no guest
- * could call. `close` is called when a run that was handed it is over.
+ * could call, for a method that lacks something, and for an option that there is not.
  */
 export function capability(
   name: string,
   methods: Readonly<Record<string, Method>>,
-  options: { close?: (run: RunContext) => void; bounds?: readonly string[] } = {},
+  options: CapabilityOptions = {},
 ): Capability {
+  const fault = KIND(name);
+  if (fault !== undefined) throw new TypeError(`capability: the name ${fault}`);
+  if (!isPlainObject(methods)) {
+    throw new TypeError(`capability ${name}: takes an object of methods by name, and got ${kindOf(methods)}`);
+  }
+  checkOptions(`capability ${name}`, options, { close: CLOSE, bounds: BOUNDS });
   const table = new Map(Object.entries(methods));
-  for (const key of table.keys()) {
-    if (!/^[A-Za-z_$][\w$]{0,63}$/.test(key) || key === "then" || key in Object.prototype) {
-      throw new TypeError(`capability ${name}: "${key}" cannot be a method's name`);
-    }
+  for (const [key, definition] of table) {
+    if (!isName(key)) throw new TypeError(`capability ${name}: "${key}" cannot be a method's name`);
+    checkMethod(`capability ${name}: ${key}`, definition);
   }
   return new Capability({ name, methods: table, invoke: direct(table), ...options });
 }
 
-/** A function of the host's that a guest may call: what a handler returns where the guest needs a plain function. */
+/**
+ * A function of the host's that a guest may call: what a handler returns where the guest needs a plain function. Throws
+ * TypeError naming what the definition lacks.
+ */
 export function hostFunction(definition: Method): Capability {
-  const table = new Map([["call", definition]]);
+  const table = new Map([["call", checkMethod("hostFunction", definition)]]);
   return new Capability({ name: "function", methods: table, invoke: direct(table), callable: true });
 }
 
@@ -383,12 +537,16 @@ export interface Caretaker {
   readonly capability: Capability;
   /** Takes it back, in every run, now: calls under way fail with `revoked`. */
   revoke(): void;
-  /** Puts a weaker one in its place, from the next call on: `(now) => now.readOnly()`. */
+  /**
+   * Puts a weaker one in its place, from the next call on: `(now) => now.readOnly()`. Throws TypeError for what is no
+   * function or gives no capability; all stays as it was then.
+   */
   weaken(change: (now: Capability) => Capability): void;
 }
 
-/** A revocable forwarder (Redell 1974): hand out `capability`, keep the rest. */
+/** A revocable forwarder (Redell 1974): hand out `capability`, keep the rest. Throws TypeError for what is no capability. */
 export function caretaker(target: Capability): Caretaker {
+  checkCapability("caretaker", target);
   let now: Capability | undefined = target;
   const active = new Set<Call>();
   const capability_ = target.guarded("revocable", (name, args, call) => {
@@ -406,7 +564,18 @@ export function caretaker(target: Capability): Caretaker {
         call.cancel(new CapabilityError("revoked", `${call.label}: it was taken back`));
     },
     weaken(change) {
-      if (now !== undefined) now = change(now);
+      if (typeof change !== "function") {
+        throw new TypeError("weaken: takes a function: weaken((now) => now.readOnly())");
+      }
+      if (now !== undefined) now = checkCapability("weaken: the function's result", change(now));
     },
   };
+}
+
+/** `given`, if it is a capability. Throws TypeError. */
+export function checkCapability(who: string, given: Capability): Capability {
+  if (given instanceof Capability) return given;
+  throw new TypeError(
+    `${who}: must be a capability, such as kv() or capability() makes, not ${kindOf(given)}`,
+  );
 }

@@ -7,6 +7,7 @@
  */
 import { z } from "zod";
 import { codec } from "../engine/codec.js";
+import { aFunction, checkOptions, type Checks, needed, wholeNumber } from "./options.js";
 import {
   CapabilityError,
   capability,
@@ -40,26 +41,27 @@ export interface EventsOptions {
 const NAME = /^[\w.:/-]{1,64}$/;
 const { encode, isCodecError } = codec();
 
+const OPTIONS: Checks<EventsOptions> = {
+  onEvent: needed(aFunction("of one event")),
+  names(value) {
+    if (!Array.isArray(value) || value.length === 0) {
+      return "must be a list of at least one name, or absent for any";
+    }
+    return value.every((name) => typeof name === "string" && NAME.test(name))
+      ? undefined
+      : "must be 1 to 64 letters, digits and _ . : / - each";
+  },
+  maxEvents: wholeNumber(1),
+  maxEventBytes: wholeNumber(1),
+};
+
 /**
  * Throws TypeError naming the option that is wrong. What the listener throws is noted in the audit as a fact and goes
  * nowhere else: a listener that can fail handles its own errors.
  */
 export function events(options: EventsOptions): Capability {
+  checkOptions("events", options, OPTIONS);
   const { onEvent, names, maxEvents = 1000, maxEventBytes = 64 * 1024 } = options;
-  if (typeof onEvent !== "function") throw new TypeError("events: onEvent must be a function");
-  if (names !== undefined && (!Array.isArray(names) || names.length === 0)) {
-    throw new TypeError("events: names must be a list of at least one name, or absent for any");
-  }
-  for (const name of names ?? []) {
-    if (typeof name !== "string" || !NAME.test(name)) {
-      throw new TypeError("events: names must be 1 to 64 letters, digits and _ . : / - each");
-    }
-  }
-  for (const [option, value] of Object.entries({ maxEvents, maxEventBytes })) {
-    if (!Number.isSafeInteger(value) || value < 1) {
-      throw new TypeError(`events: ${option} must be a whole number of at least 1`);
-    }
-  }
   const allowed = names === undefined ? undefined : new Set(names);
   const emitted = new WeakMap<RunContext, { count: number }>();
 

@@ -34,6 +34,7 @@ import {
   method,
   type RunContext,
 } from "./capability.js";
+import { checkOptions, type Checks, needed, oneOf, wholeNumber } from "./options.js";
 import { Account } from "./files-account.js";
 import { about, type Beneath, Directory, failure, sizeOf } from "./files-directory.js";
 import { guestPath, pathFault } from "./files-path.js";
@@ -53,6 +54,18 @@ export interface FilesOptions {
   maxFileBytes?: number;
 }
 
+const MODE = oneOf("ro", "rw");
+const OPTIONS: Checks<FilesOptions> = {
+  root: needed((value) =>
+    typeof value === "string" && value !== "" && !value.includes("\0")
+      ? undefined
+      : "must be the path of a directory",
+  ),
+  mode: MODE,
+  quotaBytes: wholeNumber(0),
+  maxFiles: wholeNumber(0),
+  maxFileBytes: wholeNumber(0),
+};
 const DEFAULTS = { quotaBytes: 64 << 20, maxFiles: 1000, maxFileBytes: 16 << 20 } as const;
 
 /** Text that has no UTF-8 would be stored as something else. */
@@ -223,7 +236,7 @@ export class FilesCapability extends Capability {
    */
   sub(dir: string, options: { mode?: "ro" | "rw" } = {}): FilesCapability {
     const { directory, mode: own } = held.get(this) as Held;
-    const mode = modeOf("files.sub", options.mode, own);
+    const { mode = own } = checkOptions("files.sub", options, { mode: MODE });
     if (mode === "rw" && own === "ro") {
       throw new TypeError('files.sub: mode cannot be "rw" where the capability is read-only');
     }
@@ -261,19 +274,12 @@ export class FilesCapability extends Capability {
  */
 export function filesWith(power: Beneath): (options: FilesOptions) => FilesCapability {
   return (options) => {
-    const { root, quotaBytes, maxFiles, maxFileBytes } = options;
-    const mode = modeOf("files", options.mode, "ro");
-    const limits = { quotaBytes, maxFiles, maxFileBytes };
-    for (const [name, value] of Object.entries(limits)) {
-      if (value === undefined) continue;
-      if (mode === "ro") throw new TypeError(`files: ${name} goes with mode "rw"`);
-      if (!Number.isSafeInteger(value) || value < 0) {
-        throw new TypeError(`files: ${name} must be a whole number, 0 or more`);
-      }
-    }
-    if (typeof root !== "string" || root === "" || root.includes("\0")) {
-      throw new TypeError("files: root must be the path of a directory");
-    }
+    checkOptions("files", options, OPTIONS);
+    const { root, mode = "ro", quotaBytes, maxFiles, maxFileBytes } = options;
+    const [idle] = Object.entries({ quotaBytes, maxFiles, maxFileBytes }).filter(
+      ([, value]) => value !== undefined,
+    );
+    if (mode === "ro" && idle !== undefined) throw new TypeError(`files: ${idle[0]} goes with mode "rw"`);
     let fd: number;
     try {
       fd = power.openRoot(root);
@@ -292,12 +298,6 @@ export function filesWith(power: Beneath): (options: FilesOptions) => FilesCapab
       mode === "ro" ? "read-only" : bound,
     ]);
   };
-}
-
-function modeOf(who: string, mode: unknown, otherwise: "ro" | "rw"): "ro" | "rw" {
-  if (mode === undefined) return otherwise;
-  if (mode !== "ro" && mode !== "rw") throw new TypeError(`${who}: mode must be "ro" or "rw"`);
-  return mode;
 }
 
 const reason = (error: unknown): string => (error instanceof Error ? error.message : String(error));

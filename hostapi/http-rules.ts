@@ -14,6 +14,7 @@
 import { isIP } from "node:net";
 import ipaddr from "ipaddr.js";
 import { CapabilityError } from "./capability.js";
+import { anything, checkOptions, isPlainObject, kindOf } from "./options.js";
 
 /** Rules as the embedder writes them; as a string it is the `url` alone. */
 export interface HttpRule {
@@ -63,9 +64,12 @@ export function parseRules(
 }
 
 function parseRule(option: string, given: string | HttpRule, addresses: Addresses | undefined): Rule {
-  const { url: text, methods }: HttpRule = typeof given === "string" ? { url: given } : given;
-  const wrong = (why: string) => new TypeError(`${option}: rule "${text}" ${why}`);
+  const rule: unknown = typeof given === "string" ? { url: given } : given;
+  const { url: text, methods } = (isPlainObject(rule) ? rule : {}) as unknown as HttpRule;
+  const shown = `${option}: rule "${typeof text === "string" ? text : kindOf(given)}"`;
+  const wrong = (why: string) => new TypeError(`${shown} ${why}`);
   if (typeof text !== "string") throw wrong("has no url");
+  checkOptions(shown, rule as HttpRule, { url: anything, methods: anything });
   if (ODD_CHARACTERS.test(text) || text.includes(" ")) {
     throw wrong("holds a space, a backslash or a control character");
   }

@@ -13,6 +13,7 @@
  */
 import { CapabilityError } from "./capability.js";
 import { type Header, hostMatches } from "./http-rules.js";
+import { anything, checkOptions, needed } from "./options.js";
 import { Secret } from "./secret.js";
 
 /** A header put on every request to a host; over https, or to an address that was opened. It replaces the script's own. */
@@ -70,7 +71,12 @@ export class Secrets {
       this.#secrets.set(secret.placeholder, secret);
       hide(secret.hosts, [secret.reveal()], secret.placeholder);
     }
-    this.#inject = inject.map(({ host, header, value }) => {
+    this.#inject = inject.map((one) => {
+      const { host, header, value } = checkOptions("http: inject", one, {
+        host: needed(anything),
+        header: needed(anything),
+        value: anything,
+      });
       if (typeof header !== "string" || !/^[A-Za-z0-9-]{1,128}$/.test(header) || forbidden(header)) {
         throw new TypeError(`http: inject: "${header}" is no header that can be set`);
       }
@@ -84,6 +90,11 @@ export class Secrets {
         ({ hostname } = new URL(`https://${host.slice(below.length)}/`));
       } catch {
         throw new TypeError(`http: inject ${name}: "${host}" is no host`);
+      }
+      if (value === undefined) {
+        throw new TypeError(
+          `http: inject ${name}: value is undefined; if it comes from an environment variable, that may not be set`,
+        );
       }
       if (typeof value !== "string" || !/^[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?$/.test(value)) {
         throw new TypeError(`http: inject ${name}: value must be printable ASCII`);

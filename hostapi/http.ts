@@ -44,6 +44,7 @@ import {
   type Wish,
 } from "./http-rules.js";
 import { type Destination, type Injection, Secrets } from "./http-secrets.js";
+import { aFunction, aList, checkOptions, type Checks, needed, wholeNumber } from "./options.js";
 import type { Secret } from "./secret.js";
 
 export type { HttpRule, Lookup, LookupAddress } from "./http-rules.js";
@@ -113,6 +114,24 @@ const DEFAULTS = {
 } as const;
 type Limits = Record<keyof typeof DEFAULTS, number>;
 
+const MAX_INT32 = 2 ** 31 - 1;
+const OPTIONS: Checks<HttpOptions> = {
+  allow: needed(aList('at least one rule, such as "https://api.example.com/*"')),
+  open: aList("CIDRs"),
+  inject: aList("{ host, header, value }"),
+  secrets: aList("what secret() makes"),
+  timeoutMs: wholeNumber(1, MAX_INT32),
+  maxRequestBytes: wholeNumber(1, MAX_INT32),
+  maxResponseBytes: wholeNumber(1, MAX_INT32),
+  maxHeaderBytes: wholeNumber(1, MAX_INT32),
+  maxRedirects: wholeNumber(0, MAX_INT32),
+  ca: (value) =>
+    typeof value === "string" || Buffer.isBuffer(value)
+      ? undefined
+      : "must be certificates in PEM, as text or a Buffer",
+  lookup: aFunction("of a host name that resolves to its addresses"),
+};
+
 /** Headers in either direction: the bytes limit alone would let through thousands of empty ones. */
 const MAX_HEADERS = 256;
 /** Origins that a run keeps connections to; a rule with a wildcard names any number. */
@@ -125,6 +144,7 @@ const KEEP_ALIVE_MS = 4000;
  * GET changes nothing is the servers' promise (RFC 9110, 9.2.1), not ours. Throws TypeError naming the option.
  */
 export function http(options: HttpOptions): Capability {
+  checkOptions("http", options, OPTIONS);
   const addresses = new Addresses("http: open", options.open ?? []);
   const rules = parseRules("http: allow", options.allow, addresses);
   const words = rules.map((rule) => rule.words);
@@ -136,6 +156,8 @@ export function http(options: HttpOptions): Capability {
  * for it. All that takes counts as time of the call (`timeoutMs`). Throws TypeError naming the option.
  */
 export function httpByConsent(permit: Permit, options: Omit<HttpOptions, "allow">): Capability {
+  const { allow: _allow, ...known } = OPTIONS;
+  checkOptions("http", options, known);
   const addresses = new Addresses("http: open", options.open ?? []);
   return clientOf(options, addresses, ["each hop as it is permitted"], permit);
 }
@@ -146,18 +168,13 @@ function clientOf(
   bounds: readonly string[],
   permit: Permit,
 ): Capability {
-  const limits = readLimits(options);
+  const limits = limitsOf(options);
   const { inject = [], secrets = [], ca, lookup = systemLookup } = options;
-  if (!Array.isArray(inject)) throw new TypeError("http: inject must be a list");
-  if (!Array.isArray(secrets)) throw new TypeError("http: secrets must be a list");
-  if (ca !== undefined && typeof ca !== "string" && !Buffer.isBuffer(ca)) {
-    throw new TypeError("http: ca must be certificates in PEM, as text or a Buffer");
-  }
   const pools = new WeakMap<RunContext, Map<string, Pool>>();
   const client: Client = {
     permit,
     addresses,
-    secrets: new Secrets(secrets as readonly Secret[], inject as readonly Injection[], isForbiddenHeader),
+    secrets: new Secrets(secrets, inject, isForbiddenHeader),
     lookup,
     limits,
     pool(undici, run, origin, target) {
@@ -218,6 +235,7 @@ function clientOf(
     }),
   };
   for (const { run } of Object.values(methods)) narrowable.add(run);
+  loadAhead();
   return capability("http", methods, {
     bounds,
     close(run) {
@@ -251,18 +269,22 @@ export function narrowHttp(target: Capability, allow: readonly (string | HttpRul
   );
 }
 
-function readLimits(options: Omit<HttpOptions, "allow">): Limits {
-  const limits: Limits = { ...DEFAULTS };
-  for (const name of Object.keys(DEFAULTS) as (keyof Limits)[]) {
-    const value = options[name] ?? DEFAULTS[name];
-    const least = name === "maxRedirects" ? 0 : 1;
-    if (!Number.isInteger(value) || value < least || value > 2 ** 31 - 1) {
-      throw new TypeError(`http: ${name} must be a whole number from ${least}`);
-    }
-    limits[name] = value;
-  }
-  return limits;
+/**
+ * Undici takes 0.3 s to load, which the first request of a run would pay out of the run's time. So it begins as soon as
+ * the event loop turns, while a worker starts; a program that ends without turning it, as one that only looks at a
+ * policy does, pays nothing. If it fails, the first request fails of the same.
+ */
+function loadAhead(): void {
+  setImmediate(() => void import("undici").catch(() => {})).unref();
 }
+
+const limitsOf = (options: Omit<HttpOptions, "allow">): Limits => ({
+  timeoutMs: options.timeoutMs ?? DEFAULTS.timeoutMs,
+  maxRequestBytes: options.maxRequestBytes ?? DEFAULTS.maxRequestBytes,
+  maxResponseBytes: options.maxResponseBytes ?? DEFAULTS.maxResponseBytes,
+  maxHeaderBytes: options.maxHeaderBytes ?? DEFAULTS.maxHeaderBytes,
+  maxRedirects: options.maxRedirects ?? DEFAULTS.maxRedirects,
+});
 
 const systemLookup: Lookup = (hostname) => dns.lookup(hostname, { all: true });
 
@@ -466,7 +488,7 @@ async function send(
     .map(([name, value]): Header => [name, secrets.substitute(value, to, inHeader, limits.maxHeaderBytes)]);
   call.charge(body.length);
   try {
-    const undici = await import("undici"); // 0.1 s: at the first request, not at the start of every program
+    const undici = await import("undici"); // see loadAhead
     signal.throwIfAborted();
     const response = await client.pool(undici, call.run, sent.origin, target).request({
       path: sent.pathname + sent.search,

@@ -14,6 +14,7 @@
 import { closeSync, openSync, statSync } from "node:fs";
 import { createRequire } from "node:module";
 import path from "node:path";
+import { checkOptions, wholeNumber } from "./options.js";
 import {
   compareKeys,
   entryBytes,
@@ -138,15 +139,14 @@ interface Row {
  * Throws TypeError for a bad option, StoreError with its remedy if the driver or the file cannot be used.
  */
 export function sqliteStore(file: string, options: { busyTimeoutMs?: number } = {}): SqliteStore {
-  const { busyTimeoutMs = 1000 } = options;
   // The driver trims the name and takes ":memory:" for something else than a file.
   if (typeof file !== "string" || file === "" || file !== file.trim() || file.includes("\0")) {
     throw new TypeError("sqliteStore: file must be a path that neither begins nor ends with a space");
   }
   if (file === ":memory:") throw new TypeError("sqliteStore: file must be a path; use memoryStore()");
-  if (!Number.isInteger(busyTimeoutMs) || busyTimeoutMs < 0 || busyTimeoutMs > 60_000) {
-    throw new TypeError("sqliteStore: busyTimeoutMs must be a whole number from 0 to 60000");
-  }
+  const { busyTimeoutMs = 1000 } = checkOptions("sqliteStore", options, {
+    busyTimeoutMs: wholeNumber(0, 60_000),
+  });
   const Driver = loadDriver();
   return overDatabase(openDatabase(Driver, path.resolve(file), busyTimeoutMs));
 }

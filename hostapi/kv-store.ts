@@ -155,8 +155,14 @@ class Namespace {
   }
 }
 
-/** A store in this process's memory, gone with it. Atomic because nothing in it waits. */
-export function memoryStore(): KvStore {
+/**
+ * A store in this process's memory, gone with it. Atomic because nothing in it waits. Throws TypeError if it is passed
+ * anything: what bounds it is kv's.
+ */
+export function memoryStore(...nothing: never[]): KvStore {
+  if (nothing.length > 0) {
+    throw new TypeError("memoryStore: takes no options; pass namespace and quota to kv()");
+  }
   const namespaces = new Map<string, Namespace>();
   /** Without what has expired; empty ones are forgotten, for names may be as many as tenants. */
   const at = (name: string, nowMs: number): Namespace => {

@@ -11,6 +11,7 @@ import { randomBytes } from "node:crypto";
 import { z } from "zod";
 import { codec } from "../engine/codec.js";
 import { Capability, CapabilityError, capability, method, type Call } from "./capability.js";
+import { aFunction, anything, checkOptions, type Checks, wholeNumber } from "./options.js";
 import { entryBytes, memoryStore, type KvEntry, type KvStore } from "./kv-store.js";
 
 export interface KvOptions {
@@ -70,6 +71,16 @@ export class KvCapability extends Capability {
   }
 }
 
+const OPTIONS: Checks<KvOptions> = {
+  namespace: (value) => (typeof value === "string" ? keyProblem(value, 512) : "must be a string"),
+  store: anything, // by its methods, below
+  quotaBytes: wholeNumber(1),
+  maxKeys: wholeNumber(1, 1e9),
+  maxKeyBytes: wholeNumber(1, 4096),
+  maxValueBytes: wholeNumber(1, 256 * 1024 * 1024),
+  now: aFunction("that returns milliseconds"),
+};
+
 /**
  * Values under keys, kept in a store. Throws TypeError naming the option that is wrong.
  *
@@ -78,28 +89,22 @@ export class KvCapability extends Capability {
  * update is lost), `quota`, `too-large`, `unavailable` (the store; why is for the host alone).
  */
 export function kv(options: KvOptions = {}): KvCapability {
+  checkOptions("kv", options, OPTIONS);
   const { namespace = "default", store = memoryStore(), now = Date.now } = options;
-  const problem = typeof namespace === "string" ? keyProblem(namespace, 512) : "must be a string";
-  if (problem !== undefined) throw new TypeError(`kv: namespace ${problem}`);
   const port = store as unknown as Record<string, unknown> | null;
   for (const name of ["get", "set", "delete", "list", "usage"]) {
     if (typeof port?.[name] !== "function") {
       throw new TypeError(`kv: store has no ${name}(); pass memoryStore(), sqliteStore(file) or a KvStore`);
     }
   }
-  if (typeof now !== "function") throw new TypeError("kv: now must be a function that returns milliseconds");
-  const count = (name: string, value: number, most: number): number => {
-    if (Number.isSafeInteger(value) && value >= 1 && value <= most) return value;
-    throw new TypeError(`kv: ${name} must be a whole number from 1 to ${most}`);
-  };
   return new KvCapability({
     namespace,
     store,
     prefix: "",
-    quotaBytes: count("quotaBytes", options.quotaBytes ?? 10 * 1024 * 1024, Number.MAX_SAFE_INTEGER),
-    maxKeys: count("maxKeys", options.maxKeys ?? 10_000, 1e9),
-    maxKeyBytes: count("maxKeyBytes", options.maxKeyBytes ?? 512, 4096),
-    maxValueBytes: count("maxValueBytes", options.maxValueBytes ?? 256 * 1024, 256 * 1024 * 1024),
+    quotaBytes: options.quotaBytes ?? 10 * 1024 * 1024,
+    maxKeys: options.maxKeys ?? 10_000,
+    maxKeyBytes: options.maxKeyBytes ?? 512,
+    maxValueBytes: options.maxValueBytes ?? 256 * 1024,
     now,
   });
 }

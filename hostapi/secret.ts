@@ -4,6 +4,16 @@
  * and the placeholder in the value's place in whatever comes back. The value never enters a worker.
  */
 import { randomBytes } from "node:crypto";
+import { anything, checkOptions, kindOf, needed } from "./options.js";
+
+export interface SecretOptions {
+  /** For messages and the audit: 1 to 64 letters, digits, dots, hyphens or underscores. */
+  name: string;
+  /** 8 to 8192 characters, no control characters. */
+  value: string;
+  /** At least one: exact ("api.example.com"), or "*.example.com" for every name below it. */
+  hosts: readonly string[];
+}
 
 export class Secret {
   readonly name: string;
@@ -13,11 +23,13 @@ export class Secret {
   readonly placeholder: string;
   readonly #value: string;
 
-  constructor(options: { name: string; value: string; hosts: readonly string[] }) {
-    this.name = options.name;
-    this.hosts = Object.freeze([...options.hosts]);
+  /** Throws TypeError as `secret` does. */
+  constructor(options: SecretOptions) {
+    const { name, value, hosts } = checkSecret(options);
+    this.name = name;
+    this.hosts = Object.freeze([...hosts]);
     this.placeholder = `secret-${randomBytes(16).toString("hex")}`;
-    this.#value = options.value;
+    this.#value = value;
     Object.freeze(this);
   }
 
@@ -37,10 +49,23 @@ export class Secret {
 /**
  * A secret handle. Throws TypeError naming the option that is wrong: an empty value, one with line breaks, no hosts.
  */
-export function secret(options: { name: string; value: string; hosts: readonly string[] }): Secret {
-  const { name, value, hosts } = options;
+export function secret(options: SecretOptions): Secret {
+  return new Secret(options);
+}
+
+function checkSecret(options: SecretOptions): SecretOptions {
+  const { name, value, hosts } = checkOptions("secret", options, {
+    name: needed(anything),
+    value: anything,
+    hosts: needed(anything),
+  });
   if (typeof name !== "string" || !/^[\w.-]{1,64}$/.test(name)) {
     throw new TypeError("secret: name must be 1 to 64 letters, digits, dots, hyphens or underscores");
+  }
+  if (value === undefined || value === null) {
+    throw new TypeError(
+      `secret ${name}: value is ${kindOf(value)}; if it comes from an environment variable, that may not be set`,
+    );
   }
   if (typeof value !== "string" || value.length < 8 || value.length > 8192) {
     throw new TypeError(
@@ -62,5 +87,5 @@ export function secret(options: { name: string; value: string; hosts: readonly s
       );
     }
   }
-  return new Secret({ name, value, hosts });
+  return options;
 }

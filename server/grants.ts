@@ -206,12 +206,14 @@ type Weakening = GrantPolicy<"kv" | "files" | "http" | "events" | "approve">;
 /** The bounds that every capability takes, in the order in which a call should meet them: what is not there first. */
 function weakened(whole: Capability, name: string, grant: Weakening): Capability {
   let now = whole;
-  if (grant.readOnly === true) now = now.readOnly();
   const refuse = (field: string, message: string) => {
     throw new PolicyError([{ field: fieldName(["grants", name, field]), message }]);
   };
-  if (now.methods.size === 0)
-    refuse("readOnly", `leaves nothing: every method of ${grant.type} changes something`);
+  if (grant.readOnly === true) {
+    const reads = [...whole.methods.values()].some(({ effect }) => effect === "read");
+    if (!reads) refuse("readOnly", `leaves nothing: every method of ${grant.type} changes something`);
+    now = now.readOnly();
+  }
   const known = [...now.methods.keys()];
   const stray = grant.only?.findIndex((method) => !known.includes(method)) ?? -1;
   if (stray >= 0)

@@ -9,6 +9,7 @@ import {
   type Capability,
   type GuestFunction,
 } from "#hostapi/capability";
+import { readable } from "#hostapi/readable";
 import { z } from "zod";
 import { callOn, fakeRun, type Told } from "../capability.js";
 
@@ -90,7 +91,10 @@ describe("approve", () => {
   test("the question names who asks, and holds what was asked", async () => {
     const run = fakeRun();
     const someone = person();
-    const answer = callOn(approve(someone), "ask", ["Delete 3 files?", "a\nb\r\nc"], { run, label: "boss" });
+    const answer = callOn(approve({ ask: someone.ask }), "ask", ["Delete 3 files?", "a\nb\r\nc"], {
+      run,
+      label: "boss",
+    });
     const { question, answer: say } = await someone.next();
     expect(question).toEqual({ run, label: "boss", method: "ask", text: "Delete 3 files?", details: ["a", "b", "c"] }); // prettier-ignore
     expect(Object.isFrozen(question) && Object.isFrozen(question.details)).toBe(true);
@@ -142,8 +146,8 @@ describe("approve", () => {
   test("a run has one question open; the next come in order, and too many are refused", async () => {
     const run = fakeRun();
     const someone = person();
-    const target = approve(someone);
-    const other = approve(someone); // another capability of the same run waits in the same queue
+    const target = approve({ ask: someone.ask });
+    const other = approve({ ask: someone.ask }); // another capability of the same run waits in the same queue
     const answers = Array.from({ length: 9 }, (_, i) => callOn(i % 2 ? other : target, "ask", [`question ${i}`], { run })); // prettier-ignore
     await expect(callOn(target, "ask", ["one more"], { run })).rejects.toMatchObject({ code: "rate" });
     for (let i = 0; i < 9; i++) {
@@ -161,7 +165,7 @@ describe("approve", () => {
 
   test("another run does not wait for it", async () => {
     const someone = person();
-    const target = approve(someone);
+    const target = approve({ ask: someone.ask });
     const first = callOn(target, "ask", ["first"], { run: fakeRun("run-1") });
     const second = callOn(target, "ask", ["second"], { run: fakeRun("run-2") });
     const [one, two] = [await someone.next(), await someone.next()];
@@ -203,7 +207,7 @@ describe("approve", () => {
   test("taken back while a question is open and another waits: both are revoked, and neither is asked on", async () => {
     const run = fakeRun();
     const someone = person();
-    const care = caretaker(approve(someone));
+    const care = caretaker(approve({ ask: someone.ask }));
     const first = callOn(care.capability, "ask", ["first"], { run });
     const second = callOn(care.capability, "ask", ["second"], { run });
     const outcomes = Promise.allSettled([first, second]);
@@ -214,7 +218,7 @@ describe("approve", () => {
     await settle();
     expect(someone.open).toHaveLength(1);
     // The queue of the run is free again.
-    const later = callOn(approve(someone), "ask", ["third"], { run });
+    const later = callOn(approve({ ask: someone.ask }), "ask", ["third"], { run });
     (await someone.next()).answer(true);
     expect(await later).toBe(true);
   });
@@ -222,7 +226,7 @@ describe("approve", () => {
   test("one that gives up while it waits does not let the one behind it overtake", async () => {
     const run = fakeRun();
     const someone = person();
-    const [target, care] = [approve(someone), caretaker(approve(someone))];
+    const [target, care] = [approve({ ask: someone.ask }), caretaker(approve({ ask: someone.ask }))];
     const first = callOn(target, "ask", ["first"], { run });
     const second = callOn(care.capability, "ask", ["second"], { run });
     const third = callOn(target, "ask", ["third"], { run });
@@ -239,19 +243,19 @@ describe("approve", () => {
   test("the end of the run voids the question", async () => {
     const run = fakeRun();
     const someone = person();
-    const answer = callOn(approve(someone), "ask", ["first"], { run });
+    const answer = callOn(approve({ ask: someone.ask }), "ask", ["first"], { run });
     const { signal } = await someone.next();
     run.end();
     await expect(answer).rejects.toMatchObject({ name: "CapabilityError" });
     expect(signal.aborted).toBe(true);
-    const late = callOn(approve(someone), "ask", ["after the end"], { run });
+    const late = callOn(approve({ ask: someone.ask }), "ask", ["after the end"], { run });
     await expect(late).rejects.toMatchObject({ code: "timeout" });
     expect(someone.open).toHaveLength(1);
   });
 
-  test("read-only and a budget weaken it", async () => {
+  test("read-only leaves nothing of it, and a budget weakens it", async () => {
     const target = approve(always(true));
-    await expect(callOn(target.readOnly(), "ask", ["x"])).rejects.toMatchObject({ code: "denied" });
+    expect(() => target.readOnly()).toThrow(/^readOnly: it leaves nothing of approve/);
     const [run, weak] = [fakeRun(), target.budget({ calls: 1 })];
     await callOn(weak, "ask", ["x"], { run });
     await expect(callOn(weak, "ask", ["x"], { run })).rejects.toMatchObject({ code: "budget" });
@@ -265,6 +269,10 @@ describe("approve", () => {
         { ...always(true), timeoutMs: 0 },
         { ...always(true), timeoutMs: 1e9 },
         { ...always(true), timeoutMs: "5" },
+        { ...always(true), timeout: 5 },
+        undefined,
+        null,
+        always(true).ask,
       ]) {
         // prettier-ignore
         expect(() => make(options as never)).toThrow(TypeError);
@@ -320,7 +328,7 @@ describe("withApproval", () => {
   test("the question shows method and arguments, long ones cut with what is missing, all of it escaped", async () => {
     const { target } = box();
     const someone = person();
-    const guarded = withApproval(target, someone);
+    const guarded = withApproval(target, { ask: someone.ask });
     const run = fakeRun();
     const show = async (...args: unknown[]) => {
       const answer = callOn(guarded, "put", args, { run, label: "disk" });
@@ -334,21 +342,93 @@ describe("withApproval", () => {
       label: "disk",
       method: "put",
       text: "put",
-      details: ['name: "a\\u{202e}b"', 'value: ["o","deep",["a",1,"x\\ny"]]'],
+      details: ['name: "a\\u{202e}b"', 'value: {"deep": [1, "x\\ny"]}'],
     });
-    expect((await show("x".repeat(10_000))).details[0]).toMatch(/^name: "x{493}\.\.\. \(9508 characters more\)$/); // prettier-ignore
-    expect((await show("a", new Uint8Array(9))).details[1]).toBe('value: ["b","Uint8Array",9]');
-    expect((await show("a", "x".repeat(2 << 20))).details[1]).toBe("value: (cannot be shown: too-large)");
-    expect((await show("a", target)).details[1]).toBe("value: (cannot be shown: uncloneable)");
+    expect((await show("x".repeat(10_000))).details[0]).toMatch(/^name: "x{200,300}"\.\.\. \(9\d{3} characters more\)$/); // prettier-ignore
+    expect((await show("a", "x".repeat(2 << 20))).details[1]).toMatch(/^value: "x+"\.\.\. \(20\d{5} characters more\)$/); // prettier-ignore
+    expect((await show("a", target)).details[1]).toBe("value: <capability box>");
     const f = asGuestFunction(Object.assign(async () => 1, { keep: () => f, release() {} }) as GuestFunction);
-    expect((await show("a", null, f)).details.slice(1)).toEqual(["value: null", 'after: ["r","function",1]']);
+    expect((await show("a", null, f)).details.slice(1)).toEqual(["value: null", "after: <function>"]);
+  });
+
+  test.each<[what: string, value: unknown, shown: string]>([
+    ["a message", { to: "a@b.test", html: "<p>Hi</p>", n: 1.5 }, '{"to": "a@b.test", "html": "<p>Hi</p>", "n": 1.5}'],
+    ["what is no JSON", [undefined, null, NaN, -0, 10n, true], "[undefined, null, NaN, -0, 10n, true]"],
+    ["a Map, a Set", [new Map([["k", new Set([1])]])], '[Map {"k" => Set {1}}]'],
+    ["a moment", new Date(0), "<1970-01-01T00:00:00.000Z>"],
+    ["no moment", new Date(NaN), "<no date>"],
+    ["bytes", new Uint8Array([1, 255]), "<2 bytes 01ff>"],
+    ["many bytes", new Uint8Array(100), `<100 bytes ${"00".repeat(16)}...>`],
+    ["a pattern, an error", [/a"b/gi, new Error("no")], '[<pattern "a\\"b" gi>, <error "no">]'],
+    ["a text that plays a structure", { a: '", "to": <function>' }, '{"a": "\\", \\"to\\": <function>"}'],
+    ["a key that plays a structure", { '": 1}\n': 1 }, '{"\\": 1}\\n": 1}'],
+    ["a large number", 1n << 4000n, "<a whole number of over 150 digits>"],
+    ["what is deep", [[[[[[["x"]]]]]]], "[[[[[<more inside>]]]]]"],
+    ["a list of many", Array.from({ length: 1000 }, () => 1), `[${"1, ".repeat(20)}... (980 more)]`],
+  ])("a person can read %s", async (_what, value, shown) => {
+    const { target } = box();
+    const someone = person();
+    const answer = callOn(withApproval(target, { ask: someone.ask }), "put", ["a", value]);
+    const { question, answer: say } = await someone.next();
+    say(true);
+    await answer;
+    expect(question.details[1]).toBe(`value: ${shown}`);
+  }); // prettier-ignore
+
+  test("padding cannot push the field that matters off the line, and whatever is left out is counted", async () => {
+    const { target } = box();
+    const someone = person();
+    const show = async (value: unknown) => {
+      const answer = callOn(withApproval(target, { ask: someone.ask }), "put", ["a", value]);
+      const { question, answer: say } = await someone.next();
+      say(true);
+      await answer;
+      return question.details[1] ?? "";
+    };
+    expect(await show({ subject: "x".repeat(1e6), to: "eve" })).toMatch(/characters more\), "to": "eve"\}$/);
+    const cyclic: unknown[] = [];
+    cyclic.push(cyclic, cyclic);
+    const wide = (depth: number): unknown => Array.from({ length: 30 }, () => (depth === 0 ? "\0".repeat(200) : wide(depth - 1))); // prettier-ignore
+    expect(readable(cyclic, 300)).toMatch(/more inside/);
+    for (const value of [wide(2), new Map([[wide(1), wide(1)]]), { ["k".repeat(1e5)]: 1 }]) {
+      const shown = await show(value);
+      expect(shown.length).toBeLessThan(600);
+      expect(shown).toMatch(/ more|more inside/);
+    }
+  });
+
+  test("a describe that returns no lines leaves the act undone", async () => {
+    const { done, target } = box();
+    for (const lines of [undefined, "put it?", [7], Promise.resolve(["put?"])]) {
+      const guarded = withApproval(target, { ...always(true), describe: () => lines as never });
+      await expect(callOn(guarded, "put", ["a"])).rejects.toThrow(/describe must return a list of lines/);
+    }
+    expect(done).toEqual([]);
+  });
+
+  test("what would ask for nothing is refused", () => {
+    const { target } = box();
+    for (const [options, why] of [
+      [{ methods: [] }, /methods must be a list of at least one/],
+      [{ methods: "put" }, /methods must be a list/],
+      [{ methods: [7] }, /methods must be a list/],
+      [{ method: ["put"] }, /no option "method"; known are ask, timeoutMs, methods, describe/],
+      [{ describe: ["put"] }, /describe must be a function/],
+    ] as const) {
+      expect(() => withApproval(target, { ...always(true), ...options } as never)).toThrow(why);
+    }
+    for (const nothing of [undefined, null, { methods: target.methods }]) {
+      expect(() => withApproval(nothing as never, always(true))).toThrow(
+        /^withApproval: must be a capability/,
+      );
+    }
   });
 
   test("describe says it in the embedder's words, in which guest text is escaped all the same", async () => {
     const { target } = box();
     const someone = person();
     const describe = (name: string, args: Readonly<Record<string, unknown>>) => [`${name} ${String(args["name"])}?`, ...Array.from({ length: 50 }, (_, i) => `line ${i}`)]; // prettier-ignore
-    const answer = callOn(withApproval(target, { ...someone, describe }), "put", ["\u001b[2J"]);
+    const answer = callOn(withApproval(target, { ask: someone.ask, describe }), "put", ["\u001b[2J"]);
     const { question, answer: say } = await someone.next();
     say(true);
     await answer;
@@ -372,7 +452,9 @@ describe("withApproval", () => {
     const inside = box();
     const someone = person();
     const inner = caretaker(inside.target);
-    const one = callOn(withApproval(inner.capability, someone), "put", ["a"], { run: fakeRun() });
+    const one = callOn(withApproval(inner.capability, { ask: someone.ask }), "put", ["a"], {
+      run: fakeRun(),
+    });
     const first = await someone.next();
     inner.revoke();
     first.answer(true);
@@ -386,7 +468,7 @@ describe("withApproval", () => {
     for (let wait = 0; wait < 20; wait++) {
       const { done, target } = box();
       const someone = person();
-      const care = caretaker(withApproval(target, someone));
+      const care = caretaker(withApproval(target, { ask: someone.ask }));
       const answer = callOn(care.capability, "put", ["b"]);
       const outcome = answer.catch((error: unknown) => error);
       (await someone.next()).answer(true);

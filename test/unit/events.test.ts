@@ -140,7 +140,7 @@ describe("events", () => {
 
   test("read-only leaves nothing, and a caretaker takes it back, from a listener too", async () => {
     const { target } = heard();
-    await expect(emit(target.readOnly(), ["x"])).rejects.toMatchObject({ code: "denied" });
+    expect(() => target.readOnly()).toThrow(/^readOnly: it leaves nothing of events/);
     const seen: unknown[] = [];
     const care = caretaker(
       events({
@@ -155,6 +155,16 @@ describe("events", () => {
     await emit(care.capability, ["x", 2], { run }).catch(() => {}); // answered or revoked: it had been heard
     await expect(emit(care.capability, ["x", 3], { run })).rejects.toMatchObject({ code: "revoked" });
     expect(seen).toEqual([1, 2]);
+  });
+
+  test("an option that there is not, or no options at all, is a slip and is told", () => {
+    const onEvent = () => {};
+    expect(() => events({ onEvent, name: ["x"] } as EventsOptions)).toThrow(
+      'events: there is no option "name"; known are onEvent, names, maxEvents, maxEventBytes',
+    );
+    for (const nothing of [undefined, null, onEvent, [onEvent], new Map(), "x"]) {
+      expect(() => events(nothing as never)).toThrow(/^events: takes an object with onEvent, names/);
+    }
   });
 
   test("bad options are named at construction", () => {

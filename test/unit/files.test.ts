@@ -806,11 +806,17 @@ test("a mistake of the embedder's is told at once, by the option's name", () => 
     [{ root, mode: "rw", quotaBytes: -1 }, /quotaBytes must be/],
     [{ root, mode: "rw", maxFiles: 1.5 }, /maxFiles must be/],
     [{ root, mode: "rw", maxFileBytes: Infinity }, /maxFileBytes must be/],
+    [{ root, readOnly: true } as never, /no option "readOnly"; known are root, mode, quotaBytes/],
+    [undefined as never, /^files: takes an object with root, mode/],
+    [root as never, /^files: takes an object with root, mode.* and got a string/],
   ] as [FilesOptions, RegExp][]) {
     expect(() => make(options)).toThrow(TypeError);
     expect(() => make(options)).toThrow(message);
   }
   const target = files();
+  for (const options of ["ro", null, { mod: "ro" }, { mode: "r" }]) {
+    expect(() => target.sub(".", options as never)).toThrow(/^files\.sub: /);
+  }
   for (const dir of ["no", "a", "up", "..", "/", "", 7 as never]) {
     expect(() => target.sub(dir)).toThrow(TypeError);
   }

@@ -367,6 +367,10 @@ describe("rules", () => {
     [{ url: "https://x.example/*", methods: ["CONNECT"] }, /never sent/],
     [{ methods: ["GET"] }, /no url/],
     [7, /no url/],
+    [null, /no url/],
+    [Object.create(null), /no url/],
+    [{ url: "https://x.example/*", method: ["GET"] }, /no option "method"; known are url, methods/],
+    [{ url: "https://x.example/*", methods: "GET" }, /at least one method/],
   ])("the rule %j is refused at once, by name", (given, why) => {
     const parse = () => parseRules("http: allow", [given as HttpRule], new Addresses("open", []));
     expect(parse).toThrow(TypeError);

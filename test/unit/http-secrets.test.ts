@@ -233,7 +233,13 @@ describe("options", () => {
     [{ host: "x.example", header: "x-a", value: "Bearer 123" }, /at least 8/],
     [{ host: "x.example", header: "x-a", value: "12345678\r\nx: y" }, /printable ASCII/],
     [{ host: "x.example", header: "x-a", value: "12345678é" }, /printable ASCII/],
-    [{ host: "x.example", header: "x-a" }, /printable ASCII/],
+    [{ host: "x.example", header: "x-a" }, /may not be set/],
+    [{ host: "x.example", header: "x-a", value: 12345678 }, /printable ASCII/],
+    [
+      { host: "x.example", headers: "x-a", value: "12345678" },
+      /no option "headers"; known are host, header, value/,
+    ],
+    [null, /takes an object with host, header, value, and got null/],
   ])("the injection %j is refused at once", (given, why) => {
     const make = () => new Secrets([], [given as Injection], isForbiddenHeader);
     expect(make).toThrow(TypeError);

@@ -99,7 +99,7 @@ describe("sqliteStore without its driver", () => {
   async function loadedBeside(driver: Record<string, string> | undefined): Promise<typeof sqliteStore> {
     const home = fs.mkdtempSync(path.join(dir, "beside-"));
     fs.writeFileSync(path.join(home, "package.json"), '{"type":"module"}');
-    for (const name of ["kv-sqlite.js", "kv-store.js"]) {
+    for (const name of ["kv-sqlite.js", "kv-store.js", "options.js"]) {
       fs.copyFileSync(path.join(root, "dist/hostapi", name), path.join(home, name));
     }
     for (const [name, text] of Object.entries(driver ?? {})) {
@@ -153,6 +153,9 @@ describe("sqliteStore without its driver", () => {
     }
     for (const busyTimeoutMs of [-1, 1.5, 1e6, "5"]) {
       expect(() => open(newFile(), { busyTimeoutMs: busyTimeoutMs as number })).toThrow(/busyTimeoutMs/);
+    }
+    for (const options of [{ timeout: 5 }, 5, null]) {
+      expect(() => open(newFile(), options as object)).toThrow(/^sqliteStore: .*busyTimeoutMs/);
     }
   });
 });
