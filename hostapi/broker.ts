@@ -581,6 +581,7 @@ class BrokerCall implements Call {
   }
 
   charge(bytes: number): void {
+    if (!(bytes >= 0)) throw new TypeError("charge: bytes must be a number, and not below 0");
     this.bytes += bytes;
     for (const meter of this.#meters ?? []) meter(bytes);
   }

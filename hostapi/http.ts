@@ -257,8 +257,10 @@ const narrowed = new WeakMap<Call, readonly (readonly Rule[])[]>();
 export function narrowHttp(target: Capability, allow: readonly (string | HttpRule)[]): Capability {
   const isHttp =
     target instanceof Capability && [...target.methods.values()].every(({ run }) => narrowable.has(run));
-  if (!isHttp)
-    throw new TypeError(`narrowHttp: takes a capability made by http(), and this ${target.name} is not`);
+  if (!isHttp) {
+    const which = target instanceof Capability ? `, and this ${target.name} is not` : "";
+    throw new TypeError(`narrowHttp: takes a capability made by http()${which}`);
+  }
   const rules = parseRules("narrowHttp", allow);
   return target.guarded(
     `only ${rules.map(({ words }) => words).join(" or ")}`,

@@ -65,7 +65,7 @@ function single(value: unknown): string {
   if (value instanceof Capability) return `<capability ${value.name}>`;
   if (value instanceof Date) return Number.isNaN(value.getTime()) ? "<no date>" : `<${value.toISOString()}>`;
   if (value instanceof RegExp) return `<pattern ${quoted(value.source, MAX_TEXT)} ${value.flags}>`;
-  if (value instanceof Error) return `<error ${quoted(String(value.message), MAX_TEXT)}>`;
+  if (value instanceof Error) return `<error ${quoted(value.message, MAX_TEXT)}>`;
   if (value instanceof ArrayBuffer) return bytes(new Uint8Array(value));
   if (ArrayBuffer.isView(value)) {
     return bytes(new Uint8Array(value.buffer, value.byteOffset, value.byteLength));

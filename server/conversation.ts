@@ -31,6 +31,9 @@ const { decode, isCodecError } = codec();
 /** The worker's own deadline comes first; this is how long it may take to say so. */
 const SOFT_GRACE_MS = 20;
 
+/** Time after which the rest of a worker's messages wait for the next turn of the event loop, ms. */
+const SLICE_MS = 10;
+
 /** Most time that building one result may take: a script can choose keys that collide in V8's hash tables, ms. */
 const DECODE_MS = 100;
 
@@ -107,6 +110,9 @@ class Conversation {
   /** What will be done when the worker has read more: calls that it made meanwhile, and answers to be written. */
   #later: (() => void)[] = [];
   #unheardBytes = 0;
+  /** Messages that came and have not been looked at, and whether a later turn of the event loop will. */
+  #fresh: WorkerMessage[] = [];
+  #slicing = false;
   #logBytes = 0;
   #bytesOut = 0;
   #started = 0;
@@ -165,13 +171,35 @@ class Conversation {
   #hear(chunk: Uint8Array): void {
     if (this.#ended) return;
     this.#guarded(() => {
-      for (const message of this.parked.connection.feed(chunk)) {
-        if (this.#ended) return;
-        // Answers and lines of the log ask for nothing: they need not wait until the worker has read ours.
-        if (message.kind === "reply" || message.kind === "log" || this.#hasRoom()) this.#take(message);
-        else this.#keepUnheard(message);
-      }
+      for (const message of this.parked.connection.feed(chunk)) this.#fresh.push(message);
+      if (!this.#slicing) this.#takeFresh();
     });
+  }
+
+  /** In turns: what one worker's messages cost us, by values that take long to build, no other run waits for. */
+  #takeFresh(): void {
+    const messages = this.#fresh;
+    const until = performance.now() + SLICE_MS;
+    for (let at = 0; at < messages.length && !this.#ended;) {
+      const message = messages[at++] as WorkerMessage;
+      // Answers and lines of the log ask for nothing: they need not wait until the worker has read ours.
+      if (message.kind === "reply" || message.kind === "log" || this.#hasRoom()) this.#take(message);
+      else this.#keepUnheard(message);
+      if (at === messages.length || performance.now() < until) continue;
+      this.#fresh = messages.slice(at);
+      this.#slicing = true;
+      this.parked.pause();
+      setImmediate(() => this.#guarded(() => this.#takeFresh()));
+      return;
+    }
+    this.#fresh = [];
+    if (!this.#slicing || this.#ended) return;
+    this.#slicing = false;
+    if (this.#unheardBytes <= this.#mostUnheard) this.parked.resume();
+  }
+
+  get #mostUnheard(): number {
+    return this.run.limits.callBytes + UNHEARD_SLACK_BYTES;
   }
 
   /** What can be made to wait is what an honest worker may have in flight; then it is heard no more. */
@@ -181,7 +209,7 @@ class Conversation {
     if (message.kind === "call") {
       this.#unheardBytes += JSON.stringify(message.args.wire).length + message.args.blob.byteLength;
     }
-    if (this.#unheardBytes > this.run.limits.callBytes + UNHEARD_SLACK_BYTES) this.parked.pause();
+    if (this.#unheardBytes > this.#mostUnheard) this.parked.pause();
   }
 
   /** Whatever a worker's bytes can make us throw ends that worker, and nothing else. */
@@ -232,7 +260,7 @@ class Conversation {
       return this.parked.whenDrained(() => this.#guarded(() => this.#catchUp()));
     }
     this.#unheardBytes = 0;
-    this.parked.resume();
+    if (!this.#slicing) this.parked.resume();
   }
 
   #take(message: WorkerMessage): void {

@@ -320,3 +320,37 @@ describe("a hostile worker with grants that", () => {
     expect((await flood).status).toBe("stopped");
   });
 });
+
+describe("a frame of many values that each take long to build", () => {
+  it("is taken in turns: other work goes on meanwhile", async () => {
+    const hull = await ownedHull();
+    // Keys that fall into few buckets of V8's hash tables: its hash of integers has no seed.
+    const code = `${TOOLS}
+      const keys = [];
+      for (let key = 1; keys.length < 4000; key++) {
+        let hash = (~key + (key << 15)) | 0;
+        hash ^= hash >>> 12; hash = (hash + (hash << 2)) | 0; hash ^= hash >>> 4;
+        hash = Math.imul(hash, 2057); hash ^= hash >>> 16;
+        if ((hash & 0xfff) === 0) keys.push(key);
+      }
+      const set = '["a",["s",' + keys.join() + ']]';
+      const items = [];
+      for (let id = 1; id <= 40; id++) items.push('[' + id + ',' + ref("g") + ',"echo",' + set + ']');
+      put(frame(CALL, '[' + items.join() + ']'));
+      hang();`;
+    let turns = 0;
+    let running = true;
+    const turn = () => {
+      turns++;
+      if (running) setImmediate(turn);
+    };
+    turn();
+    const seen: number[] = [];
+    const g = capability("g", { echo: act({ v: z.any() }, () => void seen.push(turns)) });
+    const limits = { callBytes: 1_048_576, wallMs: 2000, cpuMs: 2000 };
+    await attack(hull, code, undefined, limits, { g });
+    running = false;
+    expect(seen.length).toBeGreaterThan(5); // the control: they were built and acted upon
+    expect(new Set(seen).size).toBeGreaterThan(3);
+  });
+});

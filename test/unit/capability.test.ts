@@ -129,7 +129,7 @@ describe("a weakening that would not be one is refused", () => {
       [() => c.guarded("", any(rule)), "guarded: the first argument must say in words"],
       [() => c.guarded("mine", any({})), "guarded: the second argument must be a function"],
       [() => c.guarded("mine", any(rule), any({})), "guarded: methods must be a Map"],
-      [() => c.guarded("mine", any(rule), any(undefined ?? new Map([["get", 1], ["eat", definition]]))), 'guarded: box has no method "eat"'], // prettier-ignore
+      [() => c.guarded("mine", any(rule), new Map<string, any>([["get", 1], ["eat", definition]])), 'guarded: box has no method "eat"'], // prettier-ignore
     ]);
   });
 
@@ -193,6 +193,7 @@ describe("a capability is refused where it is defined, if no call of it could be
       [{ ...definition, params: { n: "string" } }, 'params has "n", which is no zod 4 schema'],
       [{ ...definition, params: { n: { safeParse: () => 1 } } }, 'params has "n", which is no zod 4 schema'],
       [{ ...definition, params: { n: z.string } }, 'params has "n", which is no zod 4 schema'],
+      // oxlint-disable-next-line unicorn/no-thenable -- that is the point
       [{ ...definition, params: { then: z.string() } }, 'params has "then", which cannot be'],
       [{ ...definition, params: { ["__proto__"]: z.string() } }, 'params has "__proto__", which cannot be'],
       [{ ...definition, params: { "a b": z.string() } }, 'params has "a b", which cannot be'],
@@ -258,7 +259,15 @@ describe("options that are not understood are refused, never left out", () => {
       [() => check(Object.defineProperty({}, "b", { value: 1 })), `x: there is no option "b"${known}`],
       [() => check(JSON.parse('{"__proto__":1}')), `x: there is no option "__proto__"${known}`],
       [() => check(Object.create({ b: 1 })), "x: takes an object with a, and got an object"],
-      [() => check(new (class Options {})()), "x: takes an object with a, and got a Options"],
+      [
+        () =>
+          check(
+            new (class Options {
+              readonly a = 1;
+            })(),
+          ),
+        "x: takes an object with a, and got a Options",
+      ],
     ]);
     for (const fine of [{}, { a: 1 }, { a: undefined }, Object.assign(Object.create(null), { a: 1 })]) {
       expect(check(fine)).toBe(fine);
