@@ -451,7 +451,7 @@ describe("an ordinary user", () => {
       process.setuid(12345);
       const files = filesWith(beneath())({ root: ${JSON.stringify(root)}, mode: "rw" });
       const call = { label: "files", maxAnswerBytes: 1000, signal: new AbortController().signal,
-        charge() {}, note() {} };
+        charge() {}, note() {}, admit() {} };
       const tried = async (method, ...args) => {
         try {
           return await files.invoke(method, files.parse("files", method, args), { ...call, method });
