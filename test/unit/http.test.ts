@@ -1,4 +1,5 @@
 /** The http capability against servers on loopback that answer as they should, and as they should not. */
+import { spawnSync } from "node:child_process";
 import { once } from "node:events";
 import http from "node:http";
 import https from "node:https";
@@ -892,5 +893,32 @@ describe("options", () => {
     expect(() => narrowHttp(own, ["https://x.test/*"])).toThrow(/made by http/);
     const weak = narrowHttp(make().readOnly(), ["https://x.test/*"]);
     expect(narrowHttp(caretaker(weak).capability, ["https://x.test/*"]).bounds).toHaveLength(5);
+  });
+});
+
+describe("the client library", () => {
+  /** A program of its own that makes a capability; what it says at its end is whether the library was loaded. */
+  const program = (rest: string) => `
+    import { createRequire } from "node:module";
+    import { http } from ${JSON.stringify(new URL("../../dist/hostapi/http.js", import.meta.url).href)};
+    const loaded = () => Object.keys(createRequire(import.meta.url).cache).some((file) => file.includes("/undici/"));
+    process.on("exit", () => console.log(String(loaded())));
+    if (loaded()) throw new Error("it was loaded before");
+    http({ allow: ["https://x.test/*"] });
+    ${rest}
+  `;
+  const told = (rest: string) =>
+    spawnSync(process.execPath, ["--input-type=module", "-e", program(rest)], {
+      encoding: "utf8",
+      timeout: 60_000,
+    });
+
+  test("is loaded once there is a capability, before its first request, by a program that goes on", () => {
+    const until = "while (!loaded()) await new Promise((resolve) => setTimeout(resolve, 5));";
+    expect(told(until)).toMatchObject({ status: 0, stdout: "true\n", stderr: "" });
+  });
+
+  test("does not keep a program that has nothing else to do", () => {
+    expect(told("")).toMatchObject({ status: 0, stderr: "" }); // loaded or not, as time has it
   });
 });
