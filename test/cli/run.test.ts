@@ -257,7 +257,7 @@ describe("exit codes", () => {
     const family = families(child.pid);
     const processes = family.flatMap(members);
     const keepers = family.map(({ keeper }) => keeper);
-    expect(processes.every(isAlive)).toBe(true);
+    expect(keepers.every(isAlive)).toBe(true); // a worker may be the probe, which is just ending
     child.kill(signal);
     expect(await end).toEqual({ code, stdout: "", stderr: "doublehull: interrupted\n" });
     expect(processes.filter(isAlive)).toEqual([]);
