@@ -227,16 +227,16 @@ describe("grants that can do nothing", () => {
 
 describe("--grant", () => {
   const read = (...flags: string[]) =>
-    policyOf({}, "/", { grants: grantsFromFlags(flags), dir: "/work" }).grants;
+    policyOf({}, "/", { grants: grantsFromFlags(flags), dir: "/srv" }).grants;
 
   test.each<[string, string, object]>([
     ["kv", "kv", { type: "kv", namespace: "kv", store: "memory" }],
     ["kv=tenant-7", "kv", { namespace: "tenant-7" }],
-    ["kv=sqlite:a.db", "kv", { store: { sqlite: "/work/a.db" } }],
-    ["cache=kv:sqlite:a.db", "cache", { type: "kv", namespace: "cache", store: { sqlite: "/work/a.db" } }],
-    ["files=./data", "files", { root: "/work/data", mode: "ro" }],
-    ["files=./data:ro", "files", { root: "/work/data", mode: "ro" }],
-    ["out=files:./a:b:rw", "out", { root: "/work/a:b", mode: "rw" }],
+    ["kv=sqlite:a.db", "kv", { store: { sqlite: "/srv/a.db" } }],
+    ["cache=kv:sqlite:a.db", "cache", { type: "kv", namespace: "cache", store: { sqlite: "/srv/a.db" } }],
+    ["files=./data", "files", { root: "/srv/data", mode: "ro" }],
+    ["files=./data:ro", "files", { root: "/srv/data", mode: "ro" }],
+    ["out=files:./a:b:rw", "out", { root: "/srv/a:b", mode: "rw" }],
     ["http=https://a.example/*", "http", { allow: [{ url: "https://a.example/*" }] }],
     ["http=GET,PUT https://a.example/*", "http", { allow: [{ url: "https://a.example/*", methods: ["GET", "PUT"] }] }],
     ["events=a,b", "events", { names: ["a", "b"] }],
