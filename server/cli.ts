@@ -5,7 +5,7 @@
  */
 import { readHost } from "../osjail/host.js";
 import type { LaunchedKeeper } from "../osjail/zygote-client.js";
-import type { EngineKind } from "./engines.js";
+import { isTypeScript, type EngineKind } from "./engines.js";
 import { launchEngine } from "./hull.js";
 
 const launched = new Map<EngineKind, Promise<LaunchedKeeper>>();
@@ -26,7 +26,7 @@ function launchAhead(args: readonly string[]): void {
   )
     return;
   const host = readHost(process.env);
-  const typescript = args.some((arg) => /\.[cm]?ts$/.test(arg));
+  const typescript = args.some(isTypeScript);
   for (const engine of typescript ? (["quickjs", "typescript"] as const) : (["quickjs"] as const)) {
     const keeper = launchEngine(engine, "fast-start", "main", host);
     keeper.catch(() => {}); // heard by the sandbox that takes it over

@@ -5,6 +5,7 @@
  */
 import fs from "node:fs";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
+import { isTypeScript } from "./engines.js";
 import { SandboxError } from "./errors.js";
 import type { PartialLimits } from "./limits.js";
 import type { PolicyFlags } from "./policy-commands.js";
@@ -22,7 +23,6 @@ import {
 } from "./process.js";
 import {
   completeForRun,
-  isTypeScript,
   replay,
   run,
   type LaunchedKeepers,

@@ -3,6 +3,9 @@ import type { Engine } from "../engine/engine.js";
 
 export type EngineKind = "quickjs" | "typescript" | "owned";
 
+/** Whether a script of this file name needs the `typescript` engine first. */
+export const isTypeScript = (name: string): boolean => /\.[cm]?ts$/.test(name);
+
 /** How WebAssembly is compiled: `fast-start` in a tenth of the time, `fast-run` to code twice as fast. */
 export type ImageKind = "fast-start" | "fast-run";
 

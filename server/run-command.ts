@@ -5,6 +5,7 @@
  */
 import fs from "node:fs";
 import path from "node:path";
+import { isTypeScript } from "./engines.js";
 import { SandboxError } from "./errors.js";
 import type { Granted } from "./grants.js";
 import type { Learning } from "./learning.js";
@@ -399,8 +400,6 @@ class Teller {
     }
   }
 }
-
-export const isTypeScript = (name: string): boolean => /\.[cm]?ts$/.test(name);
 
 /** Limits as asked for. Who raises the wall clock alone wants to compute that long, too. */
 export async function completeForRun(

@@ -15,7 +15,7 @@ import { readHost, type Host } from "../osjail/host.js";
 import type { LaunchFrom } from "../osjail/launch.js";
 import type { LaunchedKeeper } from "../osjail/zygote-client.js";
 import { converse, type RunJob } from "./conversation.js";
-import type { EngineKind, ImageKind } from "./engines.js";
+import { isTypeScript, type EngineKind, type ImageKind } from "./engines.js";
 import { SandboxError } from "./errors.js";
 import { startJail, startLocal, type Hull, type HullOptions } from "./hull.js";
 import {
@@ -216,7 +216,7 @@ export class Sandbox {
   ): Promise<Pick<Job, "type" | "name" | "source" | "modules"> | Outcome> {
     const { type = "module", signal } = given;
     const typescript =
-      given.language === "typescript" || (given.language === undefined && isTypeScript(given.name));
+      given.language === "typescript" || (given.language === undefined && isTypeScript(given.name ?? ""));
     const name = given.name ?? (typescript ? "script.ts" : "script.js");
     const modules = Object.entries(given.modules ?? {});
     const bytes = modules.reduce((sum, [, text]) => sum + Buffer.byteLength(text), Buffer.byteLength(source));
@@ -517,10 +517,6 @@ function encodeInput(input: unknown): { text: string; blobs: Uint8Array[] } {
     if (!isCodecError(error)) throw error;
     throw new SandboxError("bad-input", error.message, { field: error.path });
   }
-}
-
-function isTypeScript(name: string | undefined): boolean {
-  return name !== undefined && /\.[cm]?ts$/.test(name);
 }
 
 /** The stripper's worker is hostile too: its answer is text of about the size that went in, or nothing. */
