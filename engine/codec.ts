@@ -93,6 +93,8 @@ export interface Codec {
    * @throws CodecError "malformed", "hostile-key", "too-deep" or "too-large"
    */
   decode(wire: unknown, blobs: Uint8Array | readonly Uint8Array[], limits: DecodeLimits): unknown;
+  /** Defines an own property, writable and configurable; nothing inherited can see or stop it. */
+  put(target: object, key: PropertyKey, value: unknown, enumerable: boolean): void;
   /** Whether this codec threw it. */
   isCodecError(error: unknown): error is CodecError;
 }
@@ -204,8 +206,7 @@ export function codec(): Codec {
   // are looked up through inheritance (ToPropertyDescriptor).
   const descriptor = { __proto__: null, value: undefined as unknown, enumerable: true, writable: true, configurable: true }; // prettier-ignore
 
-  /** Defines an own property; nothing inherited can see or stop it. */
-  function put(target: object, key: string | number, value: unknown, enumerable: boolean): void {
+  function put(target: object, key: PropertyKey, value: unknown, enumerable: boolean): void {
     descriptor.value = value;
     descriptor.enumerable = enumerable;
     defineProperty(target, key, descriptor);
@@ -813,6 +814,7 @@ export function codec(): Codec {
       if (decoder.bytesLeft !== 0) decoder.bad("bytes that nothing names");
       return value;
     },
+    put,
     isCodecError(error): error is CodecError {
       return typeof error === "object" && error !== null && run(weakHas, thrown, [error]) === true;
     },

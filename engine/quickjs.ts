@@ -137,7 +137,8 @@ const CONTROLS = [
   "due",
 ] as const satisfies readonly (keyof WorldControl)[];
 type Kind = GuestMessage["kind"];
-const KINDS: readonly Kind[] = ["call", "reply", "release", "log", "result"];
+const HOST_KINDS: readonly HostMessageKind[] = ["call", "reply", "release"];
+const KINDS: readonly Kind[] = [...HOST_KINDS, "log", "result"];
 /** Messages of up to so many bytes lie in a block of their own that is never given back. */
 const ROOM_BYTES = 4096;
 
@@ -158,8 +159,11 @@ class QuickJSImage implements Image {
   #finished = false;
   #send: Send = () => {};
   #spare: QuickJSImage | undefined;
-  /** Addresses of the texts that name the kinds of messages, of room for three arguments, of room for small messages. */
-  readonly #kinds: ReadonlyMap<Kind, number>;
+  /**
+   * Addresses: of the texts that name the kinds of the host's messages, of room for three arguments and what a drained
+   * queue leaves, of room for small messages, of an empty buffer.
+   */
+  readonly #kinds: ReadonlyMap<HostMessageKind, number>;
   readonly #argv: number;
   readonly #room: number;
   readonly #noBytes: number;
@@ -192,8 +196,7 @@ class QuickJSImage implements Image {
     this.#control = Object.fromEntries(
       CONTROLS.map((name) => [name, context.getProp(control, name)]),
     ) as Record<(typeof CONTROLS)[number], QuickJSHandle>;
-    const names = KINDS.map((kind) => [kind, context.newString(kind)] as const);
-    this.#kinds = new Map(names.map(([kind, handle]) => [kind, addressOf(handle)]));
+    this.#kinds = new Map(HOST_KINDS.map((kind) => [kind, addressOf(context.newString(kind))]));
     this.#argv = native._malloc(4 * 4);
     this.#room = native._malloc(ROOM_BYTES + 1);
     this.#noBytes = addressOf(context.newArrayBuffer(new ArrayBuffer(0)));

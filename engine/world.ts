@@ -78,10 +78,7 @@ export function world(
 ): WorldControl {
   const uncurry = (f: any) => Function.prototype.call.bind(f) as (...args: any[]) => any;
   const { apply, ownKeys, getPrototypeOf, getOwnPropertyDescriptor } = Reflect;
-  const { defineProperty, freeze, create } = Object;
-  const define = (target: object, name: PropertyKey, value: unknown) =>
-    // A null prototype, because a descriptor's fields are looked up through inheritance (ToPropertyDescriptor).
-    void defineProperty(target, name, { __proto__: null, value, writable: true, configurable: true, enumerable: false } as any); // prettier-ignore
+  const { freeze, create } = Object;
   const slice = uncurry(String.prototype.slice);
   const indexOf = uncurry(String.prototype.indexOf);
   const split = uncurry(String.prototype.split);
@@ -98,6 +95,8 @@ export function world(
     uncurry(Object.getOwnPropertyDescriptor(Set.prototype, "size")?.get),
   ];
   const codec = makeCodec();
+  const { put } = codec;
+  const define = (target: object, name: PropertyKey, value: unknown): void => put(target, name, value, false);
   const global = globalThis as any;
   const dateNow = Date.now; // the engine's host side holds it still, or not: that is the clock grant's matter
   let [input, env, lastMissing] = [undefined as unknown, undefined as any, ""];

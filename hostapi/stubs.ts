@@ -46,7 +46,7 @@ export interface Stubs {
 export function stubs(port: StubPort): Stubs {
   const uncurry = (f: any) => Function.prototype.call.bind(f) as (...args: any[]) => any;
   const { apply } = Reflect;
-  const { create, defineProperty, freeze } = Object;
+  const { create, freeze } = Object;
   const objectPrototype = Object.prototype;
   const [PromiseCtor, ErrorCtor, MapCtor, ProxyCtor] = [Promise, Error, Map, Proxy];
   const then = uncurry(Promise.prototype.then);
@@ -64,16 +64,8 @@ export function stubs(port: StubPort): Stubs {
   const bufferOf = uncurry(Object.getOwnPropertyDescriptor(typed, "buffer")?.get);
   const lengthOf = uncurry(Object.getOwnPropertyDescriptor(typed, "byteLength")?.get);
   const { call: emitCall, reply: emitReply, release: emitRelease, codec } = port;
+  const { put } = codec;
   const noBytes = new Uint8Array(0);
-  // One for all: making one costs more than the rest. A null prototype, because a descriptor's fields are looked up
-  // through inheritance (ToPropertyDescriptor).
-  const descriptor = { __proto__: null, value: undefined as unknown, enumerable: true, writable: true, configurable: true }; // prettier-ignore
-  const put = (target: object, name: PropertyKey, value: unknown, enumerable: boolean): void => {
-    descriptor.value = value;
-    descriptor.enumerable = enumerable;
-    defineProperty(target, name, descriptor);
-    descriptor.value = undefined;
-  };
 
   /** Texts over this go out at once: the host may begin while the guest still computes. */
   const BATCH_CHARS = 16_384;
@@ -193,7 +185,6 @@ export function stubs(port: StubPort): Stubs {
   };
   /** What stands in a call's text after its id. */
   const targetOf = (ref: number, method: string): string => "," + ref + "," + quote(method) + ",";
-  /** Each method holds the token, for a script may take it off the stub: the reference lives as long as any of them. */
   /** A prototype that notes what is asked for and is not there. `in` says the truth. */
   const noting = (hintFor: (name: string) => string): object => {
     const get = (target: object, name: PropertyKey): unknown => {
@@ -220,6 +211,7 @@ export function stubs(port: StubPort): Stubs {
     }
     return "there is no env." + name + (names.length === 0 ? "" : "; env has " + listOf(names));
   };
+  /** Each method holds the token, for a script may take it off the stub: the reference lives as long as any of them. */
   const stubOf = (
     ref: number,
     methods: readonly string[] | undefined,
