@@ -37,6 +37,7 @@ async function smaller(file, name) {
 const sources = {
   codecSource: await smaller("codec.js", "codec"),
   worldSource: await smaller("world.js", "world"),
+  v8RealmSource: await smaller("v8-realm.js", "v8Realm"),
   webSource: source,
 };
 const text = Object.entries(sources).map(

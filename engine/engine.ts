@@ -36,6 +36,8 @@ export interface Job {
   /** Calls that the guest may have unanswered at one time. */
   maxInFlight: number;
   maxTimers: number;
+  /** Steps after which the engine stops the guest, where it can count them; 0: it does not count. */
+  fuel: number;
   clock: { mode: "frozen" | "real" | "coarse" | "virtual"; stepMs: number };
   leastLevel: LogLevel;
   /** What stands in `env`: for the guest's half of the protocol. */
@@ -46,7 +48,8 @@ export interface Job {
 export type LogLevel = "debug" | "log" | "info" | "warn" | "error";
 
 /** What ends a guest from within. The supervisor checks each claim against what it can see from outside. */
-export type InnerStop = "interrupted" | "memory" | "stack" | "deadlock" | "output" | "source" | "crash";
+export type InnerStop =
+  "interrupted" | "fuel" | "memory" | "stack" | "deadlock" | "output" | "source" | "crash";
 
 export interface GuestError {
   name: string;
@@ -67,6 +70,8 @@ export type HostMessageKind = "call" | "reply" | "release";
 export interface BootOptions {
   /** Bound of the engine's whole linear memory, MiB. */
   memoryMb: number;
+  /** Most stack that a job may ask for, KiB. */
+  stackKb: number;
   /** Functions as source text, evaluated in the guest's realm: its half of the protocol, and the web's interfaces. */
   guest: { stubs: string; web: string };
 }

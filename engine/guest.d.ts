@@ -8,5 +8,7 @@
 export const codecSource: string;
 /** `world` of engine/world.ts. */
 export const worldSource: string;
+/** `v8Realm` of engine/v8-realm.ts. */
+export const v8RealmSource: string;
 /** `web` of engine/web/web.ts: the web platform's part. */
 export const webSource: string;

@@ -27,35 +27,12 @@ import {
   type Job,
 } from "./engine.js";
 import { codecSource, worldSource } from "./guest.js";
+import { beginning, GuestClock, notProvided, OWN_FILE, resolveModule, WARM_JOB } from "./job.js";
 import { JUMP, RAN_ONE, type WorldControl } from "./world.js";
 
 /** Pages that the module demands at least, 16 MiB: Emscripten's INITIAL_MEMORY, fixed when it was built. */
 const MODULE_PAGES = 256;
 const PAGE_BYTES = 65536;
-const OWN_FILE = "doublehull:world";
-const WARM_JOB: Job = {
-  kind: "job",
-  role: "run",
-  type: "module",
-  name: OWN_FILE,
-  source: "export default () => [1, { a: 'b' }]",
-  modules: [],
-  seed: new Uint8Array(32),
-  nowMs: 0,
-  wallMs: 0,
-  maxResultBytes: 4096,
-  maxLogBytes: 4096,
-  maxStackBytes: 0,
-  maxMemoryBytes: 0,
-  maxCallBytes: 4096,
-  maxInFlight: 1,
-  maxTimers: 8,
-  clock: { mode: "frozen", stepMs: 0 },
-  leastLevel: "debug",
-  env: [],
-  input: { wire: null, blob: new Uint8Array(0) },
-};
-
 type Send = (message: GuestMessage) => void;
 /** C calls a function of ours: with addresses of the context, of `this` and of the arguments, and the function's number. */
 type CallFunction = (
@@ -125,6 +102,8 @@ interface Instance {
   functions: ((argc: number, argv: number) => number)[];
 }
 
+/** Calls and backward jumps after which QuickJS asks whether to go on. quickjs.c, JS_INTERRUPT_COUNTER_INIT */
+const STEPS_PER_QUESTION = 10_000;
 const FIRST_OWN_FUNCTION = 1_000_000;
 
 const CONTROLS = [
@@ -150,12 +129,11 @@ class QuickJSImage implements Image {
   /** The context's address. */
   readonly #ctx: number;
   readonly #control: Record<(typeof CONTROLS)[number], QuickJSHandle>;
-  /** The guest's clock: what it shows, and, where it runs by itself, our own time when it showed that. */
-  #now = 0;
-  #since = 0;
-  #clock: Job["clock"] = WARM_JOB.clock;
+  readonly #clock = new GuestClock();
   #deadline = Infinity;
-  #interrupted = false;
+  /** Times that QuickJS may still ask whether to go on. */
+  #fuel = Infinity;
+  #interrupted: "interrupted" | "fuel" | undefined;
   #finished = false;
   #send: Send = () => {};
   #spare: QuickJSImage | undefined;
@@ -179,9 +157,9 @@ class QuickJSImage implements Image {
     this.#useClock();
     this.#runtime = module.newRuntime();
     this.#runtime.setInterruptHandler(() => {
-      if (performance.now() < this.#deadline) return false;
-      this.#interrupted = true;
-      return true;
+      if (--this.#fuel < 0) this.#interrupted = "fuel";
+      else if (performance.now() >= this.#deadline) this.#interrupted = "interrupted";
+      return this.#interrupted !== undefined;
     });
     const context = this.#runtime.newContext();
     this.#context = context;
@@ -204,12 +182,7 @@ class QuickJSImage implements Image {
 
   /** QuickJS reads its clock through Date.now of this realm: from here on it is the guest's. */
   #useClock(): void {
-    Date.now = () => {
-      const { mode, stepMs } = this.#clock;
-      if (mode === "frozen" || mode === "virtual") return this.#now;
-      const now = Math.floor(this.#now + performance.now() - this.#since);
-      return mode === "coarse" ? now - (now % stepMs) : now;
-    };
+    Date.now = () => this.#clock.read();
   }
 
   // -- what the world may call --------------------------------------------------------------------------------------
@@ -287,12 +260,11 @@ class QuickJSImage implements Image {
 
   load(job: Job, send: Send): Guest {
     this.#finished = false;
-    this.#interrupted = false;
+    this.#interrupted = undefined;
+    this.#fuel = job.fuel === 0 ? Infinity : Math.ceil(job.fuel / STEPS_PER_QUESTION) - 1;
     this.#send = send;
-    this.#clock = job.clock;
-    this.#now = job.nowMs;
-    this.#since = performance.now();
-    this.#deadline = this.#since + job.wallMs;
+    this.#clock.start(job);
+    this.#deadline = performance.now() + job.wallMs;
     this.#runtime.setMaxStackSize(job.maxStackBytes);
     // A run that may have less than the image: the rest is taken away in one block that nobody touches.
     const most = Math.max(job.maxMemoryBytes, MODULE_PAGES * PAGE_BYTES);
@@ -335,25 +307,9 @@ class QuickJSImage implements Image {
 
   #start(job: Job): void {
     const context = this.#context;
-    const { blob } = job.input;
-    const bytes = new ArrayBuffer(job.seed.length + blob.length);
-    new Uint8Array(bytes).set(job.seed);
-    new Uint8Array(bytes).set(blob, job.seed.length);
-    const buffer = context.newArrayBuffer(bytes);
-    const text = context.newString(
-      JSON.stringify([
-        job.maxResultBytes,
-        job.maxLogBytes,
-        job.maxCallBytes,
-        job.maxInFlight,
-        job.maxTimers,
-        job.clock.mode === "virtual",
-        job.leastLevel,
-        job.env,
-        job.input.wire,
-        job.type === "script",
-      ]),
-    );
+    const begin = beginning(job);
+    const buffer = context.newArrayBuffer(begin.bytes);
+    const text = context.newString(begin.text);
     const begun = this.#invoke("begin", text, buffer);
     text.dispose();
     buffer.dispose();
@@ -370,7 +326,7 @@ class QuickJSImage implements Image {
   #deliver(kind: HostMessageKind, room: Room): void {
     const native = this.#native;
     const { bytes, words } = this.#instance;
-    if (this.#clock.mode === "frozen") this.#now = Math.max(this.#now, numberAt(bytes, room.text + 1));
+    this.#clock.hear(bytes, room.text);
     bytes[room.text + room.textBytes] = 0;
     const text = native._QTS_NewString(this.#ctx, room.text);
     if (!room.small) native._free(room.text);
@@ -393,7 +349,7 @@ class QuickJSImage implements Image {
     while (this.#drain() && !this.#finished) {
       const answer = this.#call("turn");
       if (this.#finished) break;
-      if (answer === JUMP) this.#now = this.#call("due");
+      if (answer === JUMP) this.#clock.jump(this.#call("due"));
       else if (answer !== RAN_ONE) return answer;
     }
     return 0;
@@ -417,8 +373,8 @@ class QuickJSImage implements Image {
   }
 
   #wasInterrupted(): boolean {
-    if (this.#interrupted) this.#stop("interrupted", "");
-    return this.#interrupted;
+    if (this.#interrupted !== undefined) this.#stop(this.#interrupted, "");
+    return this.#interrupted !== undefined;
   }
 
   /** Calls the world; an error that comes back is the guest's. False when the run is over. */
@@ -480,9 +436,7 @@ class QuickJSImage implements Image {
       (name) => {
         const source = modules.get(name);
         if (source !== undefined) return source;
-        const known =
-          modules.size === 0 ? "none were provided" : `provided are ${[...modules.keys()].join(", ")}`;
-        return { error: new Error(`module "${name.slice(0, 200)}" was not provided (${known})`) };
+        return { error: notProvided(name, modules) };
       },
       (base, requested) => resolveModule(base, requested, modules),
     );
@@ -504,28 +458,6 @@ const NO_BLOBS: readonly Uint8Array[] = [];
 const NO_BYTES = new Uint8Array(0);
 
 const addressOf = (handle: QuickJSHandle): number => handle.value as unknown as number;
-
-/** The whole part of the number that begins at `at`: the host's clock, first in each of its texts. */
-function numberAt(bytes: Uint8Array, at: number): number {
-  if (bytes[at] === 0x2d) return -numberAt(bytes, at + 1); // before 1970
-  let number = 0;
-  for (let digit = (bytes[at] as number) - 48; digit >= 0 && digit <= 9; digit = (bytes[at] as number) - 48) {
-    number = number * 10 + digit;
-    at++;
-  }
-  return number;
-}
-
-/** "./x" and "../x" are taken relative to the importing module's name; anything else is a name of its own. */
-function resolveModule(base: string, requested: string, modules: ReadonlyMap<string, string>): string {
-  if (modules.has(requested) || !/^\.\.?\//.test(requested)) return requested;
-  const path = base.split("/").slice(0, -1);
-  for (const part of requested.split("/")) {
-    if (part === "..") path.pop();
-    else if (part !== "." && part !== "") path.push(part);
-  }
-  return path.join("/");
-}
 
 export const quickjs: Engine = {
   async boot({ memoryMb, guest }: BootOptions): Promise<Image> {

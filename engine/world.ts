@@ -54,6 +54,8 @@ export interface WorldControl {
   /** Settles with a script's completion value. */
   settleScript(value: unknown): void;
   fail(error: unknown): void;
+  /** Like `fail`, for an error that exists only as texts. `engineError`: it is of the class of the engine's own. */
+  failAs(name: string, message: string, stack: string, engineError: boolean): void;
   /** The host's message: its kind, text and bytes, which become the guest's. */
   deliver(kind: string, text: string, bytes: ArrayBuffer): void;
   /**
@@ -88,7 +90,12 @@ export function world(
   const PromiseCtor = Promise;
   const stringify = JSON.stringify;
   const parse = JSON.parse;
-  const [ErrorCtor, InternalError] = [Error, (globalThis as any).InternalError ?? Error];
+  const ErrorCtor = Error;
+  // What QuickJS says when its heap or its stack is used up, and what V8 says. The others are looked for nowhere.
+  const [EngineError, exhausted, overflow] =
+    (globalThis as any).InternalError === undefined
+      ? [RangeError, "Array buffer allocation failed", "Maximum call stack size exceeded"]
+      : [(globalThis as any).InternalError, "out of memory", "stack overflow"];
   const [dateIso, mapSize, setSize] = [
     uncurry(Date.prototype.toISOString),
     uncurry(Object.getOwnPropertyDescriptor(Map.prototype, "size")?.get),
@@ -103,7 +110,7 @@ export function world(
   let [maxResultBytes, maxLogBytes, maxTimers, startMs, virtual] = [0, 0, 0, 0, false];
 
   // -- errors ---------------------------------------------------------------------------------------------------
-  const OWN_FRAME = "(doublehull:";
+  const OWN_FRAMES = ["(doublehull:", " at doublehull:"];
   const text = (value: unknown, limit: number): string => {
     const s = typeof value === "string" ? value : "";
     return s.length > limit ? slice(s, 0, limit) + "…" : s;
@@ -112,9 +119,12 @@ export function world(
     const lines = split(text(stack, 8192), "\n");
     let out = "";
     let kept = 0;
-    for (let i = 0; i < lines.length && kept < 32; i++) {
-      if (lines[i] === "" || indexOf(lines[i], OWN_FRAME) >= 0) continue;
-      out += (out === "" ? "" : "\n") + lines[i];
+    let at = 0;
+    while (at < lines.length && indexOf(lines[at], "    at ") !== 0) at++; // V8 begins with name and message
+    for (let i = at; i < lines.length && kept < 32; i++) {
+      const line = lines[i];
+      if (line === "" || indexOf(line, OWN_FRAMES[0]) >= 0 || indexOf(line, OWN_FRAMES[1]) >= 0) continue;
+      out += (out === "" ? "" : "\n") + line;
       kept++;
     }
     return out;
@@ -178,19 +188,20 @@ export function world(
       }
       return threw("Error", text(shown, 4096), "");
     }
-    const message = read(error, "message");
-    const name = read(error, "name");
     let engineError = false;
     try {
-      engineError = error instanceof InternalError || error instanceof SyntaxError;
+      engineError = error instanceof EngineError || error instanceof SyntaxError;
     } catch {
       engineError = false; // a proxy that throws is not the engine's own error
     }
-    if (engineError && message === "out of memory") return stopped("memory", "out of memory");
-    if (engineError && message === "stack overflow") return stopped("stack", "stack overflow");
+    failAs(read(error, "name"), read(error, "message"), read(error, "stack"), engineError);
+  };
+  const failAs = (name: unknown, message: unknown, stack: unknown, engineError: boolean): void => {
+    if (engineError && message === exhausted) return stopped("memory", "out of memory");
+    if (engineError && message === overflow) return stopped("stack", "stack overflow");
     const shownName = text(name, 255) || "Error";
     const shownMessage = text(message, 4000);
-    threw(shownName, shownMessage + hintFor(shownName, shownMessage), cleanStack(read(error, "stack")));
+    threw(shownName, shownMessage + hintFor(shownName, shownMessage), cleanStack(stack));
   };
 
   // -- the result -----------------------------------------------------------------------------------------------
@@ -619,6 +630,7 @@ export function world(
       settle(new PromiseCtor((resolve) => resolve(value)));
     },
     fail,
+    failAs,
     deliver(kind, json, bytesIn) {
       guestStubs.deliver(kind, parse(json), new Uint8(bytesIn));
     },

@@ -155,7 +155,8 @@ export interface WireValue {
   readonly blob: Uint8Array;
 }
 
-export type WireStopReason = "interrupted" | "memory" | "stack" | "deadlock" | "output" | "source" | "crash";
+export type WireStopReason =
+  "interrupted" | "fuel" | "memory" | "stack" | "deadlock" | "output" | "source" | "crash";
 
 export interface JobMessage<V> {
   readonly kind: "job";
@@ -181,6 +182,8 @@ export interface JobMessage<V> {
   readonly maxInFlight: number;
   /** Timers that may be pending at once. */
   readonly maxTimers: number;
+  /** Steps of the engine; 0: not counted. */
+  readonly fuel: number;
   readonly clock: { readonly mode: ClockMode; readonly stepMs: number };
   readonly leastLevel: LogLevel;
   readonly env: readonly EnvEntry[];
@@ -272,6 +275,7 @@ export function encodeMessage(message: Message<EncodedValue>): Buffer {
           message.maxCallBytes,
           message.maxInFlight,
           message.maxTimers,
+          message.fuel,
         ],
         [message.clock.mode, message.clock.stepMs],
         message.leastLevel,
@@ -613,6 +617,7 @@ const levels = wordsOf<LogLevel>({ debug: true, log: true, info: true, warn: tru
 const clockModes = wordsOf<ClockMode>({ frozen: true, real: true, coarse: true, virtual: true });
 const stopReasons = wordsOf<WireStopReason>({
   interrupted: true,
+  fuel: true,
   memory: true,
   stack: true,
   deadlock: true,
@@ -761,7 +766,7 @@ function parseJob(frame: Frame): JobMessage<WireValue> {
 }
 
 function limitsOf(part: unknown) {
-  const parts = new Parts(part, 7);
+  const parts = new Parts(part, 8);
   return {
     maxResultBytes: parts.integer(0),
     maxLogBytes: parts.integer(0),
@@ -770,6 +775,7 @@ function limitsOf(part: unknown) {
     maxCallBytes: parts.integer(0),
     maxInFlight: parts.integer(0),
     maxTimers: parts.integer(0),
+    fuel: parts.integer(0),
   };
 }
 

@@ -37,7 +37,7 @@ export function enterZygote(plan: JailPlan): void {
     () => plan.keyrings && sys("keyctl", KEYCTL.JOIN_SESSION_KEYRING, 0, 0, 0, 0),
   );
   step(plan, "pid-namespace", "namespace", () => sys("prctl", PR.SET_PDEATHSIG, SIG.KILL, 0, 0, 0));
-  step(plan, "sealed-code", "mdwe", sealWritableCode);
+  step(plan, "sealed-code", "mdwe", () => plan.compiles || sealWritableCode());
   step(plan, "empty-root", "empty-root", enterEmptyRoot);
   step(plan, "uts-namespace", "namespace", () => sys("sethostname", new Memory("jail"), 4));
   step(plan, "rlimits", "capabilities", limitForAll);

@@ -16,9 +16,16 @@ import { exitGroup, runZygote, type WorkerMain, type ZygoteEvent } from "./zygot
 export const EVENTS_FD = 3;
 export const COMMANDS_FD = 4;
 
+const tell = (event: ZygoteEvent): void => void fs.writeSync(EVENTS_FD, `${JSON.stringify(event)}\n`);
+
+/** Instead of `keep`, where the program cannot become what it was told to. */
+export function failToStart(code: JailErrorCode, message: string): never {
+  tell({ event: "failed", code, message });
+  return exitGroup(1);
+}
+
 /** Becomes keeper and zygote; returns in neither. `main` runs in every worker after its lock-down. */
 export function keep(plan: JailPlan, main: WorkerMain): never {
-  const tell = (event: ZygoteEvent): void => void fs.writeSync(EVENTS_FD, `${JSON.stringify(event)}\n`);
   let tree: CgroupTree | undefined;
   try {
     if (plan.ids.kind === "high") sys("setgroups", 0, 0);
@@ -48,8 +55,7 @@ export function keep(plan: JailPlan, main: WorkerMain): never {
     try {
       tree?.remove();
     } finally {
-      tell({ event: "failed", code, message: error instanceof Error ? error.message : String(error) });
-      exitGroup(1);
+      failToStart(code, error instanceof Error ? error.message : String(error));
     }
   }
 }

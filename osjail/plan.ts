@@ -7,7 +7,7 @@ import type { Arch } from "./abi/syscalls.js";
 import type { CgroupSupport } from "./cgroup.js";
 import { JailError } from "./errors.js";
 import { explainLandlock, landlockRules, type LandlockRules } from "./landlock.js";
-import { PROFILES } from "./seccomp.js";
+import { COMPILES, PROFILES, type ProfileName } from "./seccomp.js";
 
 export type LayerName =
   | "user-namespace"
@@ -34,7 +34,7 @@ export type LayerName =
   | "core-scheduling"
   | "speculation";
 
-/** `on`: enforced. `absent`: this host cannot. `off`: not asked for, or (in the lab only) switched off. */
+/** `on`: enforced. `absent`: this host cannot. `off`: not asked for, not to be had with this engine, or (in the lab only) switched off. */
 export interface LayerReport {
   layer: LayerName;
   state: "on" | "absent" | "off";
@@ -61,7 +61,7 @@ export interface HostFacts {
 }
 
 export interface JailRequest {
-  profile: keyof typeof PROFILES;
+  profile: ProfileName;
   requireCgroup: boolean;
   /** Workers that may exist at once, parked ones included. */
   slots: number;
@@ -75,7 +75,9 @@ export interface JailRequest {
 
 export interface JailPlan {
   arch: Arch;
-  profile: keyof typeof PROFILES;
+  profile: ProfileName;
+  /** Whether workers may make code at run time: then no page is sealed, and MDWE is not asked for. */
+  compiles: boolean;
   /** `high`: an own unprivileged host uid per zygote (the caller is root). `own`: the caller's. */
   ids: { kind: "high" } | { kind: "own"; uid: number; gid: number };
   landlock: LandlockRules;
@@ -103,6 +105,8 @@ export function planJail(host: HostFacts, request: JailRequest): JailPlan {
       remedy: host.cgroups.remedy,
     });
   }
+  const compiles = COMPILES.has(request.profile);
+  const NOT_HELD = `not held: ${request.profile} compiles scripts to machine code`;
   const root = host.uid === 0 && host.spareIds;
   const without = new Set(request.without);
   const layers: LayerReport[] = [];
@@ -126,8 +130,11 @@ export function planJail(host: HostFacts, request: JailRequest): JailPlan {
   add("capabilities", "on", "every set empty, bounding set dropped, securebits locked");
   add("no-new-privs", "on", "set before Node starts");
   add("landlock", "on", explainLandlock(landlock));
-  add("sealed-code", "on", "no page is writable and executable");
-  add("mdwe", host.mdwe ? "on" : "absent", host.mdwe ? "no page becomes executable" : "needs Linux 6.3");
+  if (compiles) for (const layer of ["sealed-code", "mdwe"] as const) add(layer, "off", NOT_HELD);
+  else {
+    add("sealed-code", "on", "no page is writable and executable");
+    add("mdwe", host.mdwe ? "on" : "absent", host.mdwe ? "no page becomes executable" : "needs Linux 6.3");
+  }
   add(
     "not-dumpable",
     host.maySeeUndumpable ? "on" : "absent",
@@ -150,9 +157,10 @@ export function planJail(host: HostFacts, request: JailRequest): JailPlan {
   return {
     arch: host.arch,
     profile: request.profile,
+    compiles,
     ids: root ? { kind: "high" } : { kind: "own", uid: host.uid, gid: host.gid },
     landlock,
-    mdwe: host.mdwe,
+    mdwe: host.mdwe && !compiles,
     timeNamespace: host.timeNamespace,
     keyrings: host.keyrings,
     dumpable: !host.maySeeUndumpable,
@@ -169,6 +177,6 @@ export function planJail(host: HostFacts, request: JailRequest): JailPlan {
 }
 
 /** Distinct system calls that a profile lets through. */
-export function callCount(profile: keyof typeof PROFILES): number {
+export function callCount(profile: ProfileName): number {
   return new Set(PROFILES[profile].rules.map((rule) => rule.call)).size;
 }

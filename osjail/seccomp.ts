@@ -66,6 +66,15 @@ const readWriteOnly: Condition = {
   equals: 0,
 };
 
+/** Code too, for a compiler at run time; nothing else that a mapping can be. */
+const readWriteExecute: Condition = {
+  arg: 2,
+  name: "prot",
+  symbols: PROT,
+  mask: ~(PROT.READ | PROT.WRITE | PROT.EXEC),
+  equals: 0,
+};
+
 /** The most used first. The numbers of the clocks and futexes are spelled out, not "all but": new ones are refused. */
 const quickjs: readonly Rule[] = [
   {
@@ -157,14 +166,31 @@ const quickjs: readonly Rule[] = [
   { call: "exit_group", reason: "the end of the worker" },
 ];
 
+/** V8 without a compiler asks for what QuickJS in its WebAssembly asks for. */
+const v8Jitless = quickjs;
+
+/** V8's compiler writes code, so pages may be executable: of the two halves of W^X this one is not held. */
+const v8: readonly Rule[] = v8Jitless.map((rule) => ({
+  ...rule,
+  reason: rule.when?.includes(readWriteOnly) === true ? `${rule.reason}; for compiled code too` : rule.reason,
+  ...(rule.when && { when: rule.when.map((it) => (it === readWriteOnly ? readWriteExecute : it)) }),
+}));
+
+export type ProfileName = "quickjs" | "typescript" | "owned" | "v8-jitless" | "v8";
+
+/** Profiles of workers that make machine code at run time: for them no layer can refuse it. */
+export const COMPILES: ReadonlySet<ProfileName> = new Set<ProfileName>(["v8"]);
+
 /**
  * The profiles by engine kind. The TypeScript stripper and the owned engine (the probe that attempts what a guest
  * would, with no language in the way) run behind the very filter of quickjs: a probe of another filter proves nothing.
  */
-export const PROFILES: Readonly<Record<"quickjs" | "typescript" | "owned", Profile>> = {
+export const PROFILES: Readonly<Record<ProfileName, Profile>> = {
   quickjs: { name: "quickjs", rules: quickjs },
   typescript: { name: "typescript", rules: quickjs },
   owned: { name: "owned", rules: quickjs },
+  "v8-jitless": { name: "v8-jitless", rules: v8Jitless },
+  v8: { name: "v8", rules: v8 },
 };
 
 /** What becomes of a refused call: a stop in the tracer, which must be there already, or the end of the process. */

@@ -5,7 +5,7 @@
  */
 import { readHost } from "../osjail/host.js";
 import type { LaunchedKeeper } from "../osjail/zygote-client.js";
-import { isTypeScript, type EngineKind } from "./engines.js";
+import { isTypeScript, SCRIPT_ENGINES, type EngineKind } from "./engines.js";
 import { launchEngine } from "./hull.js";
 
 const launched = new Map<EngineKind, Promise<LaunchedKeeper>>();
@@ -26,12 +26,19 @@ function launchAhead(args: readonly string[]): void {
   )
     return;
   const host = readHost(process.env);
-  const typescript = args.some(isTypeScript);
-  for (const engine of typescript ? (["quickjs", "typescript"] as const) : (["quickjs"] as const)) {
+  const engines: EngineKind[] = [engineIn(args)];
+  if (args.some(isTypeScript)) engines.push("typescript");
+  for (const engine of engines) {
     const keeper = launchEngine(engine, "fast-start", "main", host);
     keeper.catch(() => {}); // heard by the sandbox that takes it over
     launched.set(engine, keeper);
   }
+}
+
+/** What the command line says of it; a policy or a recording may say otherwise, and then this keeper goes unused. */
+function engineIn(args: readonly string[]): EngineKind {
+  const said = /(?:^|\0)--engine[=\0]([^\0,]+)/.exec(args.join("\0"))?.[1];
+  return SCRIPT_ENGINES.find((engine) => engine === said) ?? "quickjs";
 }
 
 function rulesOut(arg: string): boolean {

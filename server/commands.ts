@@ -5,7 +5,7 @@
  */
 import fs from "node:fs";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
-import { isTypeScript } from "./engines.js";
+import { isTypeScript, SCRIPT_ENGINES, type ScriptEngine } from "./engines.js";
 import { SandboxError } from "./errors.js";
 import type { PartialLimits } from "./limits.js";
 import type { PolicyFlags } from "./policy-commands.js";
@@ -80,7 +80,7 @@ async function doctor(flags: { json?: true }): Promise<number> {
 }
 
 interface ExplainFlags extends PolicyFlags {
-  engine: "quickjs";
+  engine?: ScriptEngine;
   limit: PartialLimits;
   hull: "double" | "language-only";
   requireCgroup?: true;
@@ -98,6 +98,7 @@ async function explainRun(flags: ExplainFlags): Promise<number> {
     ]);
   const limits = completeLimits((await completeForRun({ ...policy.limits, ...flags.limit })).limits);
   const grants = policyWords(policy);
+  const engine = flags.engine ?? policy.engine;
   let plan;
   if (flags.hull === "double") {
     const [{ readHost }, { planJail }] = await Promise.all([
@@ -105,7 +106,7 @@ async function explainRun(flags: ExplainFlags): Promise<number> {
       import("../osjail/plan.js"),
     ]);
     plan = planJail(readHost(process.env).facts, {
-      profile: flags.engine,
+      profile: engine,
       requireCgroup: flags.requireCgroup === true,
       slots: 1,
       maxMemoryBytes: (limits.memoryMb + WORKER_OVERHEAD_MB) * 1024 * 1024,
@@ -114,7 +115,7 @@ async function explainRun(flags: ExplainFlags): Promise<number> {
       without: [],
     });
   }
-  const explanation = explain({ engine: flags.engine, limits, grants, plan, filter: flags.filter === true });
+  const explanation = explain({ engine, limits, grants, plan, filter: flags.filter === true });
   const text = flags.json ? `${jsonText(explanation)}\n` : neutral(explanationText(explanation));
   await write(stdout, text);
   return EXIT.ok;
@@ -151,7 +152,17 @@ function parseInput(text: string): unknown {
 }
 
 const engineOption = () =>
-  new Option("--engine <name>", "language engine").choices(["quickjs"]).default("quickjs");
+  new Option("--engine <name>", "language engine (default: the policy's, or quickjs)").choices(
+    SCRIPT_ENGINES,
+  );
+
+function parseEngines(text: string): ScriptEngine[] {
+  const names = text.split(",");
+  const known = (name: string): name is ScriptEngine => SCRIPT_ENGINES.some((engine) => engine === name);
+  if (!names.every(known)) throw new InvalidArgumentError(`Known are ${SCRIPT_ENGINES.join(", ")}.`);
+  if (new Set(names).size < names.length) throw new InvalidArgumentError("An engine is named twice.");
+  return names;
+}
 const hullOption = () =>
   new Option("--hull <kind>", "language-only: no kernel hull, for development only")
     .choices(["double", "language-only"])
@@ -216,7 +227,12 @@ function grammar(done: (code: number) => void): Command {
     .summary("run a script in a jailed process of its own")
     .description("Runs a script (FILE, -e CODE, or - for the standard input) in a jailed process of its own.")
     .option("-e, --eval <code>", "run this code; a script unless --type says otherwise")
-    .addOption(engineOption())
+    .addOption(
+      new Option(
+        "--engine <name[,name...]>",
+        "language engine (default: the policy's, or quickjs); of several, where their outcomes part",
+      ).argParser(parseEngines),
+    )
     .addOption(limitOption())
     .addOption(new Option("--input <json>", "the first argument of the default export").argParser(parseInput))
     .addOption(new Option("--type <kind>", "a file is a module, -e a script").choices(["module", "script"]))

@@ -388,6 +388,11 @@ class Conversation {
           });
         }
         return this.#stop({ reason: "wall-time", layer: "language", limit: limits.wallMs, measured: wallMs });
+      case "fuel":
+        if (limits.fuel === 0) {
+          return this.#stop({ reason: "protocol", layer: "supervisor", detail: "fuel that nobody limited" });
+        }
+        return this.#stop({ reason, layer: "language", limit: limits.fuel, measured: limits.fuel });
       case "memory":
         return this.#stop({ reason, layer: "language", limit: limits.memoryMb * 1024 * 1024, detail });
       case "stack":

@@ -14,6 +14,11 @@ export const SANDBOX_ERRORS = {
   },
   overloaded: { blame: "host", remedy: "Try again later, or raise maxConcurrent or maxQueue." },
   closed: { blame: "caller", remedy: "Create a new sandbox: this one was closed." },
+  "no-engine": {
+    blame: "host",
+    remedy:
+      "Install the optional package isolated-vm in the version for this Node, or use the engine quickjs.",
+  },
   "host-cannot": {
     blame: "host",
     remedy: "Run `doublehull doctor`: it says what is missing and how to get it.",

@@ -13,8 +13,8 @@ import type { Arch } from "../osjail/abi/syscalls.js";
 import type { Host } from "../osjail/host.js";
 import type { LaunchedKeeper, WorkerExit, Zygote } from "../osjail/zygote-client.js";
 import type { LaunchFrom } from "../osjail/launch.js";
-import { nodeFlags, type EngineKind, type ImageKind } from "./engines.js";
-import { WORKER_OVERHEAD_MB, type Limits } from "./limits.js";
+import { isV8, nodeFlags, type EngineKind, type ImageKind } from "./engines.js";
+import { V8_SLACK_MB, WORKER_OVERHEAD_MB, type Limits } from "./limits.js";
 import type { Layers } from "./outcome.js";
 
 /** What a conversation needs of a process, from outside. */
@@ -178,7 +178,7 @@ export async function launchEngine(
 ): Promise<LaunchedKeeper> {
   const { launchKeeper } = await zygoteClient();
   const { systemdScope, scopeEnv } = host;
-  const flags = nodeFlags(image);
+  const flags = nodeFlags(engine, image);
   return launchKeeper({
     main: keeperMain,
     argument: engine,
@@ -205,7 +205,7 @@ export async function startJail(options: JailOptions): Promise<Hull> {
   const keeper = options.launched ?? launchEngine(engine, options.image, options.launchFrom, options);
   const zygote = await Zygote.start(
     plan,
-    { plan, memoryMb: limits.memoryMb, image: options.image },
+    { plan, memoryMb: limits.memoryMb, stackKb: limits.stackKb, image: options.image },
     await keeper,
   );
   return new JailHull(zygote, options);
@@ -248,9 +248,12 @@ class JailHull implements Hull {
     }
     if (worker === undefined) return undefined;
     const { limits, engine } = this.options;
-    // All of QuickJS's heap is in the image already: RLIMIT_DATA counts what comes on top.
+    // RLIMIT_DATA counts what comes on top of the image. All of QuickJS's heap is in it already; of V8's nothing is,
+    // and what a run may have less than the isolate is taken from it in one block, which counts as well.
+    const growthMb = (wanted: Limits) =>
+      engine === "quickjs" ? 0 : isV8(engine) ? limits.memoryMb + V8_SLACK_MB : wanted.memoryMb;
     const workerLimits = (wanted: Limits) => ({
-      dataBytes: ((engine === "quickjs" ? 0 : wanted.memoryMb) + WORKER_OVERHEAD_MB) * MiB,
+      dataBytes: (growthMb(wanted) + WORKER_OVERHEAD_MB) * MiB,
       cgroupBytes: (wanted.memoryMb + WORKER_OVERHEAD_MB) * MiB,
       cpuSeconds: cpuSecondsFor(wanted),
     });
@@ -349,10 +352,11 @@ class LocalHull implements Hull {
   }
   fork(): Promise<ParkedWorker> | undefined {
     if (this.free <= 0) return undefined;
-    const setup = JSON.stringify({ engine: this.options.engine, memoryMb: this.options.limits.memoryMb });
+    const { engine, limits } = this.options;
+    const setup = JSON.stringify({ engine, memoryMb: limits.memoryMb, stackKb: limits.stackKb });
     let child: ChildProcess;
     try {
-      child = spawn(process.execPath, [...nodeFlags("fast-start"), localMain, setup], {
+      child = spawn(process.execPath, [...nodeFlags(engine, "fast-start"), localMain, setup], {
         env: { TZ: "UTC" },
         stdio: ["ignore", "ignore", "ignore", "pipe"],
       });

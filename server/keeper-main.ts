@@ -1,24 +1,27 @@
 /** The program that becomes keeper, zygote and workers: boots one engine, then never returns to an event loop. */
-import { COMMANDS_FD, keep } from "../osjail/keeper.js";
+import { COMMANDS_FD, failToStart, keep } from "../osjail/keeper.js";
 import { readSetup } from "../osjail/setup.js";
 import { trimHeap } from "../osjail/libc.ffi.js";
 import { nameKeeper } from "../osjail/thread-end.js";
 import type { JailPlan } from "../osjail/plan.js";
-import { loadEngine, type EngineKind, type ImageKind } from "./engines.js";
+import type { Image } from "../engine/engine.js";
+import { isV8, loadEngine, type EngineKind, type ImageKind } from "./engines.js";
 import { GUEST, rehearse, serveWorker } from "./worker.js";
 
 export interface KeeperSetup {
   plan: JailPlan;
   memoryMb: number;
+  stackKb: number;
   /** Which of the two kinds this process was launched as. */
   image?: ImageKind;
 }
 
 nameKeeper();
-const engine = await loadEngine(process.argv[2] as EngineKind);
+const kind = process.argv[2] as EngineKind;
+const engine = await loadEngine(kind);
 const setup = readSetup(COMMANDS_FD) as KeeperSetup | undefined;
 if (setup === undefined) process.exit(0); // launched ahead of a wish that never came
-const image = await engine.boot({ memoryMb: setup.memoryMb, guest: GUEST });
+const image = await boot(setup);
 // Somebody waits for a fast start, and the rehearsal takes longer than what its few runs would save by it.
 if (setup.image !== "fast-start") rehearse(image, 12);
 image.warm();
@@ -27,3 +30,14 @@ image.warm();
 (globalThis as { gc?: () => void }).gc?.();
 trimHeap();
 keep(setup.plan, (port) => serveWorker(image, port));
+
+/** An engine of an optional package may be there and not fit this Node. */
+async function boot({ memoryMb, stackKb }: KeeperSetup): Promise<Image> {
+  try {
+    return await engine.boot({ memoryMb, stackKb, guest: GUEST });
+  } catch (error) {
+    if (isV8(kind))
+      failToStart("engine", `${kind}: ${error instanceof Error ? error.message : String(error)}`);
+    throw error;
+  }
+}

@@ -13,6 +13,12 @@ export const LIMITS = {
   wallMs: { default: 1000, min: 10, max: 3_600_000, stops: "waiting and computing without end" },
   cpuMs: { default: 1000, min: 10, max: 3_600_000, stops: "burning CPU while the wall clock is generous" },
   memoryMb: { default: 64, min: 16, max: 1024, stops: "allocating until the host swaps (MiB)" },
+  fuel: {
+    default: 0,
+    min: 0,
+    max: 1e12,
+    stops: "computing that another run would not repeat; steps of quickjs, 0: not counted",
+  },
   stackKb: { default: 256, min: 16, max: 1024, stops: "recursion without end (KiB of the engine's stack)" },
   sourceBytes: { default: 1_048_576, min: 1, max: 4_194_304, stops: "sources that take for ever to parse" },
   resultBytes: {
@@ -60,6 +66,9 @@ export const INPUT_BYTES = 2 * 1024 * 1024;
  * and result on their way (the text, its parsed form, its UTF-16 form, the frame). The largest of those limits fit in.
  */
 export const WORKER_OVERHEAD_MB = 24;
+
+/** What V8 reserves and does not use while it finds out that a heap is over its limit, MiB. */
+export const V8_SLACK_MB = 32;
 
 export const DEFAULT_LIMITS = Object.fromEntries(
   Object.entries(LIMITS).map(([name, row]) => [name, row.default]),

@@ -2,9 +2,13 @@
 import { loadEngine, type EngineKind } from "./engines.js";
 import { GUEST, serveWorker } from "./worker.js";
 
-const setup = JSON.parse(process.argv[2] as string) as { engine: EngineKind; memoryMb: number };
+const setup = JSON.parse(process.argv[2] as string) as {
+  engine: EngineKind;
+  memoryMb: number;
+  stackKb: number;
+};
 const engine = await loadEngine(setup.engine);
-serveWorker(await engine.boot({ memoryMb: setup.memoryMb, guest: GUEST }), {
+serveWorker(await engine.boot({ memoryMb: setup.memoryMb, stackKb: setup.stackKb, guest: GUEST }), {
   fd: 3,
   exit: (code) => process.exit(code),
 });

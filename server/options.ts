@@ -5,6 +5,7 @@ import type { AuditEvent } from "../hostapi/broker.js";
 import { Capability } from "../hostapi/capability.js";
 import { Secret } from "../hostapi/secret.js";
 import { SandboxError } from "./errors.js";
+import { SCRIPT_ENGINES } from "./engines.js";
 import { LIMITS, type LimitName } from "./limits.js";
 import type { LogEntry } from "./outcome.js";
 
@@ -23,6 +24,7 @@ export const limitsSchema = z.strictObject({
   wallMs: row("wallMs"),
   cpuMs: row("cpuMs"),
   memoryMb: row("memoryMb"),
+  fuel: row("fuel"),
   stackKb: row("stackKb"),
   sourceBytes: row("sourceBytes"),
   resultBytes: row("resultBytes"),
@@ -36,8 +38,15 @@ export const limitsSchema = z.strictObject({
 const count = (name: string, min: number, max: number) =>
   z.number(`${name} must be a number`).int(`${name} must be a whole number`).min(min).max(max).optional();
 
+const engineWords = `engine must be ${SCRIPT_ENGINES.map((name) => `"${name}"`).join(", ")}`;
+
 export const createSchema = z.strictObject({
-  engine: z.enum(["quickjs"], 'engine must be "quickjs"').optional(),
+  /**
+   * `quickjs` (default): an interpreter in WebAssembly, the smallest surface. `v8-jitless`: V8 without a compiler, about
+   * ten times as fast. `v8`: with its compiler; fastest, and memory may be writable and executable. The V8 engines need
+   * the optional package isolated-vm.
+   */
+  engine: z.enum(SCRIPT_ENGINES, engineWords).optional(),
   /** `double`: language and kernel. `language-only`: no kernel hull, for development; never chosen automatically. */
   hull: z.enum(["double", "language-only"], 'hull must be "double" or "language-only"').optional(),
   /** The most that a run may ask for, and what it gets when it does not ask. */

@@ -7,6 +7,7 @@
  * of another is in policy.ts.
  */
 import { z } from "zod";
+import { SCRIPT_ENGINES, type ScriptEngine } from "./engines.js";
 import type { PartialLimits } from "./limits.js";
 import { limitsSchema } from "./options.js";
 
@@ -221,7 +222,7 @@ type GrantOf<T extends GrantType> = Readonly<Fields<T>> & { readonly type: T } &
 export type GrantPolicy<T extends GrantType = GrantType> = { [K in T]: GrantOf<K> }[T];
 
 export interface Policy {
-  readonly engine: "quickjs";
+  readonly engine: ScriptEngine;
   readonly limits: Readonly<PartialLimits>;
   /** By name in `env`. Has no prototype. */
   readonly grants: Readonly<Record<string, GrantPolicy>>;
@@ -243,7 +244,7 @@ export function defaultOf(type: GrantType, field: string): unknown {
 
 const outside = {
   $schema: z.string().optional().describe("For editors."),
-  engine: z.enum(["quickjs"]).default("quickjs"),
+  engine: z.enum(SCRIPT_ENGINES).default("quickjs"),
   limits: limitsSchema.optional(),
 };
 /** A policy but for its grants. */

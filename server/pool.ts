@@ -6,6 +6,7 @@
  */
 import { CgroupError } from "../osjail/cgroup.js";
 import { JailError } from "../osjail/errors.js";
+import { engineRemedy } from "./engines.js";
 import { SandboxError } from "./errors.js";
 import type { Hull, ParkedWorker } from "./hull.js";
 
@@ -299,6 +300,13 @@ export class Pool {
 
 /** The host's errors keep their remedy when they become the caller's. What is no host's fault stays what it is. */
 export function asSandboxError(error: unknown): Error {
+  if (error instanceof JailError && error.code === "engine") {
+    return new SandboxError("no-engine", error.message, {
+      cause: error,
+      field: "engine",
+      remedy: engineRemedy(),
+    });
+  }
   if (error instanceof JailError || error instanceof CgroupError) {
     return new SandboxError("host-cannot", error.message, { cause: error, remedy: error.remedy });
   }

@@ -13,6 +13,7 @@ import type { BrokerMessage, BrokerPort, LedgerEntry } from "../hostapi/broker.j
 import type { EnvEntry } from "../hostapi/stubs.js";
 import type { CallMessage, ReplyMessage, WireValue, WorkerMessage } from "../hostapi/wire.js";
 import type { HostSide, Recorder, RunJob } from "./conversation.js";
+import { SCRIPT_ENGINES, type ScriptEngine } from "./engines.js";
 import { SandboxError } from "./errors.js";
 import type { Limits } from "./limits.js";
 import { limitsSchema } from "./options.js";
@@ -42,7 +43,7 @@ const envEntry = z.union([
 
 const recordingSchema = z.strictObject({
   format: z.literal("doublehull recording 1"),
-  engine: z.enum(["quickjs"]),
+  engine: z.enum(SCRIPT_ENGINES),
   limits: limitsSchema.required(),
   job: z.strictObject({
     type: z.enum(["module", "script"]),
@@ -176,11 +177,11 @@ export class RunRecorder implements Recorder {
   }
 
   /** Undefined for a run that never got its job. */
-  finish(outcome: Outcome, limits: Limits): Recording | undefined {
+  finish(outcome: Outcome, limits: Limits, engine: ScriptEngine): Recording | undefined {
     if (this.#job === undefined) return undefined;
     return {
       format: "doublehull recording 1",
-      engine: "quickjs",
+      engine,
       limits: { ...limits },
       job: this.#job,
       said: this.#said,

@@ -5,7 +5,7 @@
  */
 import fs from "node:fs";
 import path from "node:path";
-import { isTypeScript } from "./engines.js";
+import { isTypeScript, type ScriptEngine } from "./engines.js";
 import { SandboxError } from "./errors.js";
 import type { Granted } from "./grants.js";
 import type { Learning } from "./learning.js";
@@ -53,7 +53,8 @@ interface HullFlags {
 
 export interface RunFlags extends PolicyFlags, HullFlags {
   eval?: string;
-  engine: "quickjs";
+  /** Unsaid: the policy's. The outcomes of several are compared. */
+  engine?: ScriptEngine[];
   limit: PartialLimits;
   input?: unknown;
   type?: "module" | "script";
@@ -168,6 +169,7 @@ async function runScript(plan: RunPlan, interrupt: Interrupt): Promise<number> {
   let learning: Learning | undefined;
   let sandbox: Sandbox | undefined;
   let outcome: Outcome & { recording?: Recording };
+  const [engine = policy?.engine ?? "quickjs"] = flags.engine ?? [];
   try {
     if (policy !== undefined) {
       const { openGrants, openLearning } = await policyCommands();
@@ -175,7 +177,7 @@ async function runScript(plan: RunPlan, interrupt: Interrupt): Promise<number> {
       if (flags.learn !== undefined) learning = await openLearning(policy, teller.commentary);
     }
     const typescript = isTypeScript(script.name) || modules.some(([name]) => isTypeScript(name));
-    sandbox = await startSandbox({ engine: flags.engine, limits, typescript }, flags, plan.launched);
+    sandbox = await startSandbox({ engine, limits, typescript }, flags, plan.launched);
     outcome = await sandbox.run(script.source, {
       name: script.name,
       type: script.type,
@@ -322,7 +324,7 @@ async function readRecording(file: string): Promise<Recording> {
 // ---- what both do ---------------------------------------------------------------------------------------------------
 
 async function startSandbox(
-  run: { engine: "quickjs"; limits: PartialLimits; typescript: boolean },
+  run: { engine: ScriptEngine; limits: PartialLimits; typescript: boolean },
   flags: HullFlags,
   launched: LaunchedKeepers,
 ): Promise<Sandbox> {

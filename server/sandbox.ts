@@ -15,7 +15,14 @@ import { readHost, type Host } from "../osjail/host.js";
 import type { LaunchFrom } from "../osjail/launch.js";
 import type { LaunchedKeeper } from "../osjail/zygote-client.js";
 import { converse, type RunJob } from "./conversation.js";
-import { isTypeScript, type EngineKind, type ImageKind } from "./engines.js";
+import {
+  isTypeScript,
+  isV8,
+  requirePackage,
+  type EngineKind,
+  type ImageKind,
+  type ScriptEngine,
+} from "./engines.js";
 import { SandboxError } from "./errors.js";
 import { startJail, startLocal, type Hull, type HullOptions } from "./hull.js";
 import {
@@ -82,6 +89,8 @@ export class Sandbox {
     powers: SandboxPowers = { launchFrom: "thread", env: process.env },
   ): Promise<Sandbox> {
     const sandbox = new Sandbox(parse(createSchema, options), powers);
+    sandbox.#checkFuel(options.limits ?? {});
+    requirePackage(sandbox.#engine);
     try {
       const first = sandbox.#options.zygotePerTenant ? undefined : sandbox.#poolOf(NO_TENANT);
       if (sandbox.#options.typescript) void sandbox.#strippers().catch(() => {}); // told to the run that needs it
@@ -158,7 +167,7 @@ export class Sandbox {
         input,
       }),
     });
-    const recording = recorder?.finish(outcome, limits);
+    const recording = recorder?.finish(outcome, limits, this.#engine);
     return recording === undefined ? outcome : { ...outcome, recording };
   }
 
@@ -172,6 +181,11 @@ export class Sandbox {
       if (this.#closed) throw new SandboxError("closed", "the sandbox is closed");
       const given = parse(replaySchema, options);
       const recording = checkRecording(recorded);
+      if (recording.engine !== this.#engine) {
+        const message = `the recording was made with the engine ${recording.engine}, and this sandbox has ${this.#engine}`;
+        const remedy = `Replay it in a sandbox with engine: "${recording.engine}".`;
+        throw new SandboxError("bad-input", message, { field: "engine", remedy });
+      }
       const limits = this.#limitsFor(recording.limits);
       const { job } = recording;
       const { signal, source = job.source } = given;
@@ -302,14 +316,28 @@ export class Sandbox {
   }
 
   #limitsFor(asked: PartialLimits): Limits {
+    this.#checkFuel(asked);
     for (const name of Object.keys(LIMITS) as LimitName[]) {
       const [wanted, most] = [asked[name], this.#limits[name]];
-      if (wanted !== undefined && wanted > most) {
+      const unbounded = name === "fuel" && most === 0;
+      if (wanted !== undefined && wanted > most && !unbounded) {
         const message = `limits.${name} is ${wanted}, more than the sandbox's ${most}`;
         throw new SandboxError("over-limit", message, { field: `limits.${name}` });
       }
     }
     return completeLimits(asked, this.#limits);
+  }
+
+  /** Of fuel nothing means no bound, which is more than any; and only an engine that counts can hold it. */
+  #checkFuel(asked: PartialLimits): void {
+    const { fuel } = asked;
+    const field = "limits.fuel";
+    if (fuel === 0 && this.#limits.fuel > 0) {
+      throw new SandboxError("over-limit", `${field} is 0, no bound, and the sandbox's is ${this.#limits.fuel}`, { field }); // prettier-ignore
+    }
+    if (!isV8(this.#engine) || (fuel ?? 0) === 0) return;
+    const message = `${field}: ${this.#engine} cannot count steps; use the engine quickjs, or limit cpuMs`;
+    throw new SandboxError("bad-option", message, { field });
   }
 
   #nothing(): Pick<Outcome, "logs" | "usage" | "ledger" | "layers"> {
@@ -319,8 +347,12 @@ export class Sandbox {
       logs: [],
       usage,
       ledger: [],
-      layers: { hull, engine: this.#options.engine ?? "quickjs", kernel: [] },
+      layers: { hull, engine: this.#engine, kernel: [] },
     };
+  }
+
+  get #engine(): ScriptEngine {
+    return this.#options.engine ?? "quickjs";
   }
 
   #unstarted(stop: Stop): Outcome {
@@ -394,7 +426,7 @@ export class Sandbox {
       const [parked, image] = [this.#options.parked ?? 2, this.#options.image ?? "auto"];
       const start = () => {
         if (this.#closed) throw new SandboxError("closed", "the sandbox is closed");
-        return this.#newPool("quickjs", this.#limits, { parked, image });
+        return this.#newPool(this.#engine, this.#limits, { parked, image });
       };
       // In the map before anything is awaited: runs of one tenant that come together share it, and close() finds it.
       pool = full ? this.#evictIdle().then(start) : start();
@@ -478,6 +510,7 @@ const jobLimits = (limits: Limits) => ({
   maxMemoryBytes: limits.memoryMb * 1024 * 1024,
   maxCallBytes: limits.callBytes,
   maxInFlight: limits.hostCallsInFlight,
+  fuel: limits.fuel,
 });
 
 /** What goes into the broker's table, and what the job says of the clock and the like. */

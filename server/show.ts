@@ -208,7 +208,11 @@ const REASONS: Readonly<Record<StopReason, ReasonRow>> = {
     limit: "cpuMs",
     hint: "Give it more with --limit cpuMs=N, or look for a loop without end.",
   },
-  fuel: { what: "it used up its instructions", hint: "Look for a loop without end." },
+  fuel: {
+    what: "it used up its steps",
+    limit: "fuel",
+    hint: "Look for a loop without end, or give it more with --limit fuel=N.",
+  },
   memory: {
     what: "it asked for more memory than it may have",
     limit: "memoryMb",
@@ -268,6 +272,7 @@ const LAYERS: Readonly<Record<StopLayer, string>> = {
 function quantity(n: number, limit: LimitName | undefined): string {
   if (limit === "wallMs" || limit === "cpuMs") return `${Math.round(n)} ms`;
   if (limit === "memoryMb") return `${(n / 1024 / 1024).toFixed(1).replace(/\.0$/, "")} MiB`;
+  if (limit === "fuel") return `${n} steps`;
   if (limit === "hostCalls") return `${n} calls`;
   return limit === undefined ? String(n) : `${n} bytes`;
 }

@@ -94,6 +94,7 @@ export function rehearse(image: Image, rounds: number): void {
           maxCallBytes: 4096,
           maxInFlight: 8,
           maxTimers: 8,
+          fuel: 0,
           clock: { mode: "frozen", stepMs: 0 },
           leastLevel: "debug",
           env: [["kv", "capability", 7, ["get", "set"]]],

@@ -6,9 +6,8 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { RunOptions, Sandbox } from "doublehull";
 import { clock, log, random, timers } from "#hostapi/ambient";
 import { capability, method } from "#hostapi/capability";
+import { ENGINES } from "../engines.js";
 import { errorOf, makeSandbox, stopOf, valueOf } from "../harness.js";
-
-const ENGINES = ["quickjs"] as const;
 
 /** Answers after some milliseconds of the host's clock. */
 const nap = capability("nap", {

@@ -24,9 +24,8 @@ import {
   type Params,
 } from "#hostapi/capability";
 import { secret } from "#hostapi/secret";
+import { ENGINES } from "../engines.js";
 import { errorOf, makeSandbox, stopOf, valueOf } from "../harness.js";
-
-const ENGINES = ["quickjs"] as const;
 
 const reading = <P extends Params>(params: P, run: Method<P>["run"], more: Partial<Method<P>> = {}) =>
   method({ doc: "reads", params, effect: "read", run, ...more });

@@ -6,9 +6,8 @@
 import vm from "node:vm";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { Sandbox, type Outcome, type RunOptions } from "doublehull";
+import { ENGINES } from "../engines.js";
 import { errorOf, makeSandbox, stopOf, valueOf } from "../harness.js";
-
-const ENGINES = ["quickjs"] as const;
 
 const script: RunOptions = { type: "script" };
 

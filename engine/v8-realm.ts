@@ -1,0 +1,123 @@
+/**
+ * What a realm of V8 needs before the world is made in it: its clock is the host machine's and cannot be held still
+ * from outside, and it has things that no guest gets. `v8Realm` is evaluated inside the guest's realm, like the world and
+ * under the same rules: it refers to nothing outside itself but the language's globals, and saves what it will need.
+ */
+import type { WorldControl } from "./world.js";
+
+/** What the engine's host side calls. As in the world's control, but nothing throws: what fails is told as a result. */
+export type V8Control = Pick<WorldControl, "begin" | "fail" | "failAs" | "deliver" | "turn" | "due"> & {
+  settleModule(namespace: unknown): void;
+  settleScript(value: unknown): void;
+};
+
+/* oxlint-disable typescript/no-explicit-any, no-extend-native */
+export function v8Realm(now: () => number): (control: WorldControl) => V8Control {
+  "use strict";
+  const global = globalThis as any;
+  const { apply, construct, getOwnPropertyDescriptor, defineProperty } = Reflect;
+  const uncurry = (f: any) => Function.prototype.call.bind(f) as (...args: any[]) => any;
+  const TypeErrorCtor = TypeError;
+  const probe = new WeakSet<object>();
+  const [tryAdd, forget] = [uncurry(WeakSet.prototype.add), uncurry(WeakSet.prototype.delete)];
+  /** Whether a value may be held weakly: objects, and symbols that are not registered. ECMA-262 9.14 */
+  const isWeakly = (value: unknown): boolean => {
+    try {
+      tryAdd(probe, value);
+      return forget(probe, value) as boolean;
+    } catch {
+      return false;
+    }
+  };
+
+  // -- the clock: Date, and what of Intl reads it by itself -----------------------------------------------------------
+  const RealDate = Date;
+  const dateText = uncurry(RealDate.prototype.toString);
+  const GuestDate: any = function (...args: unknown[]): unknown {
+    if (new.target === undefined) return dateText(new RealDate(now()));
+    return construct(RealDate, args.length === 0 ? [now()] : args, new.target);
+  };
+  const describe = (target: object, name: PropertyKey, value: unknown, writable: boolean, configurable: boolean) =>
+    void defineProperty(target, name, { __proto__: null, value, writable, configurable, enumerable: false } as any); // prettier-ignore
+  describe(GuestDate, "length", 7, false, true);
+  describe(GuestDate, "name", "Date", false, true);
+  describe(GuestDate, "prototype", RealDate.prototype, false, false);
+  // A method, so that it is no constructor, as the real one is none.
+  describe(GuestDate, "now", { now: () => now() }.now, true, true);
+  describe(GuestDate, "parse", RealDate.parse, true, true);
+  describe(GuestDate, "UTC", RealDate.UTC, true, true);
+  describe(RealDate.prototype, "constructor", GuestDate, true, true);
+  describe(global, "Date", GuestDate, true, true);
+  const formats = global.Intl?.DateTimeFormat?.prototype;
+  if (formats !== undefined) {
+    const bound = uncurry(getOwnPropertyDescriptor(formats, "format")?.get);
+    const toParts = uncurry(formats.formatToParts);
+    const made = new WeakMap<object, unknown>();
+    const [known, keep] = [uncurry(WeakMap.prototype.get), uncurry(WeakMap.prototype.set)];
+    const later = {
+      get format() {
+        let f = known(made, this);
+        if (f === undefined) {
+          const format = bound(this);
+          f = (date: unknown) => format(date === undefined ? now() : date);
+          keep(made, this, f);
+        }
+        return f;
+      },
+      formatToParts(date?: unknown) {
+        return toParts(this, date === undefined ? now() : date);
+      },
+    };
+    const { get } = getOwnPropertyDescriptor(later, "format") as PropertyDescriptor;
+    defineProperty(formats, "format", { __proto__: null, get, configurable: true, enumerable: false } as any);
+    describe(formats, "formatToParts", later.formatToParts, true, true);
+  }
+
+  // -- FinalizationRegistry: V8 calls back by a task, and a worker has nobody to run one. Never to call is allowed
+  // (ECMA-262 9.9.3), and then nothing has to be kept.
+  class Registry {
+    constructor(cleanup: unknown) {
+      if (typeof cleanup !== "function")
+        throw new TypeErrorCtor("FinalizationRegistry: cleanup must be callable");
+    }
+    register(target: unknown, held: unknown): void {
+      if (!isWeakly(target))
+        throw new TypeErrorCtor("FinalizationRegistry.prototype.register: invalid target");
+      if (target === held) throw new TypeErrorCtor("FinalizationRegistry.prototype.register: target and holdings must not be same"); // prettier-ignore
+    }
+    unregister(token: unknown): boolean {
+      if (!isWeakly(token)) throw new TypeErrorCtor("FinalizationRegistry.prototype.unregister: invalid unregister token"); // prettier-ignore
+      return false;
+    }
+  }
+  describe(Registry, "name", "FinalizationRegistry", false, true);
+  describe(Registry.prototype, Symbol.toStringTag, "FinalizationRegistry", false, true);
+  describe(global, "FinalizationRegistry", Registry, true, true);
+
+  // -- what a guest does not get --------------------------------------------------------------------------------------
+  delete global.WebAssembly; // a compiler to machine code
+  delete global.Temporal; // a clock of its own
+
+  return (control) => {
+    const { fail } = control;
+    const guarded = (f: (...args: any[]) => any): any => {
+      return (...args: unknown[]) => {
+        try {
+          return apply(f, undefined, args);
+        } catch (error) {
+          return fail(error);
+        }
+      };
+    };
+    return {
+      begin: guarded(control.begin),
+      deliver: guarded(control.deliver),
+      turn: guarded(control.turn),
+      due: guarded(control.due),
+      fail: guarded(fail),
+      failAs: guarded(control.failAs),
+      settleModule: guarded(control.settleModule),
+      settleScript: guarded(control.settleScript),
+    };
+  };
+}

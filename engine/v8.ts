@@ -1,0 +1,355 @@
+/**
+ * V8 isolates of isolated-vm, for `v8-jitless` and `v8` alike: whether scripts are compiled to machine code is a flag of
+ * the process. One isolate, one run, one process. Isolate and context are made before the fork and everything after it
+ * is synchronous on the one thread: neither isolated-vm's own timeout nor its asynchronous functions are used, for both
+ * start threads. What holds a loop is the deadline outside.
+ *
+ * No object of isolated-vm reaches a guest, and no host function that a guest can call ever throws: its error would
+ * carry the host's stack.
+ */
+import { createRequire } from "node:module";
+import v8 from "node:v8";
+import {
+  resultText,
+  type BootOptions,
+  type Engine,
+  type Guest,
+  type GuestMessage,
+  type HostMessageKind,
+  type Image,
+  type InnerStop,
+  type Job,
+} from "./engine.js";
+import type { Context, Isolate, IsolatedVm, Module, Reference } from "./isolated-vm.js";
+import { codecSource, v8RealmSource, worldSource } from "./guest.js";
+import { beginning, GuestClock, notProvided, OWN_FILE, resolveModule, WARM_JOB } from "./job.js";
+import type { V8Control } from "./v8-realm.js";
+import { JUMP, RAN_ONE } from "./world.js";
+
+type Send = (message: GuestMessage) => void;
+
+const CONTROLS = [
+  "begin",
+  "fail",
+  "deliver",
+  "turn",
+  "due",
+  "failAs",
+  "settleModule",
+  "settleScript",
+] as const satisfies readonly (keyof V8Control)[];
+const KINDS: readonly GuestMessage["kind"][] = ["call", "reply", "release", "log", "result"];
+const HOOK = "doublehull:hook";
+const ROOT = "doublehull:root";
+const MAIN = "main";
+
+/** Stack between the place where the isolate is made, from which V8 counts, and the guest's own, bytes. */
+const STACK_MARGIN_BYTES = 48 * 1024;
+/** On x86-64 and arm64 an argument of a call takes so much of the stack. */
+const ARGUMENT_BYTES = 8;
+
+type Controls = Record<(typeof CONTROLS)[number], Reference>;
+
+/** isolated-vm has another text for what cannot be described. */
+const INDESCRIBABLE = /^An object was thrown from supplied code within isolated-vm/;
+
+class V8Image implements Image {
+  readonly #ivm: IsolatedVm;
+  readonly #isolate: Isolate;
+  readonly #guest: BootOptions["guest"];
+  readonly #context: Context;
+  readonly #control: Controls;
+  /** A function of the guest's realm that calls `#act`: what that does happens inside one call of the guest's. */
+  readonly #enter: Reference;
+  #act: () => void = () => {};
+  /** What the modules' root imports first: it hands over the settling function and is evaluated already. */
+  readonly #hook: Module;
+  readonly #takeBallast: Reference;
+  readonly #stackBytes: number;
+  readonly #memoryBytes: number;
+  readonly #clock = new GuestClock();
+  #finished = false;
+  #send: Send = () => {};
+  #unsent: unknown;
+  /** The main module is being evaluated: a rejection that nobody handled may be its own. */
+  #evaluating: { job: Job; root: Module } | undefined;
+
+  constructor(ivm: IsolatedVm, isolate: Isolate, options: BootOptions) {
+    this.#ivm = ivm;
+    this.#isolate = isolate;
+    this.#guest = options.guest;
+    this.#stackBytes = options.stackKb * 1024;
+    this.#memoryBytes = options.memoryMb * 1024 * 1024;
+    this.#context = isolate.createContextSync();
+    const evaluate = (source: string): Reference =>
+      isolate
+        .compileScriptSync(`"use strict";(${source})`, { filename: OWN_FILE })
+        .runSync(this.#context, { reference: true });
+    const call = (f: Reference, ...args: unknown[]): Reference =>
+      f.applySync(undefined, args, { result: { reference: true } }) as Reference;
+    const callback = (f: (...args: unknown[]) => unknown) => new ivm.Callback(f);
+
+    const guard = call(
+      evaluate(v8RealmSource),
+      callback(() => this.#clock.read()),
+    );
+    const host = call(
+      evaluate(
+        "(call, reply, release, log, result) => ({ __proto__: null, call, reply, release, log, result })",
+      ),
+      ...KINDS.map((kind) => callback((...parts) => this.#emit(kind, parts))),
+    );
+    const parts = [codecSource, this.#guest.stubs, this.#guest.web].map(evaluate);
+    const world = evaluate(worldSource);
+    const raw = call(world, ...[host, ...parts].map((part) => part.derefInto()));
+    const control = call(guard, raw.derefInto());
+    this.#control = Object.fromEntries(
+      CONTROLS.map((name) => [name, control.getSync(name, { reference: true })]),
+    ) as Controls;
+    this.#enter = call(
+      evaluate("(act) => () => { act() }"),
+      callback(() => this.#act()),
+    );
+    this.#takeBallast = evaluate(
+      "(() => { const Buffer = ArrayBuffer; let ballast; return (bytes) => { ballast = new Buffer(bytes); return ballast.byteLength === bytes } })()",
+    );
+    this.#hook = this.#makeHook();
+  }
+
+  /** No guest code has run yet: a global may carry the function for as long as the module takes it. */
+  #makeHook(): Module {
+    const { global } = this.#context;
+    global.setSync(HOOK, this.#control.settleModule.derefInto());
+    const source = `export const settle = globalThis["${HOOK}"]`;
+    const hook = this.#isolate.compileModuleSync(source, { filename: HOOK });
+    hook.instantiateSync(this.#context, () => hook);
+    hook.evaluateSync();
+    global.deleteSync(HOOK);
+    return hook;
+  }
+
+  // -- what the world may call --------------------------------------------------------------------------------------
+
+  /**
+   * Messages leave at once, so that a killed run keeps its logs. A guest that finds this function may call it with
+   * anything: the host's side of the wire checks what it hears, and here only what is no message is dropped.
+   */
+  #emit(kind: GuestMessage["kind"], [text, ...buffers]: unknown[]): void {
+    if (typeof text !== "string" || this.#finished) return;
+    const blobs = buffers.flatMap((buffer) =>
+      buffer instanceof ArrayBuffer ? [new Uint8Array(buffer)] : [],
+    );
+    this.#tell({ kind, text, blobs });
+  }
+
+  #tell(message: GuestMessage): void {
+    if (this.#finished) return;
+    if (message.kind === "result") this.#finished = true;
+    try {
+      this.#send(message);
+    } catch (error) {
+      this.#unsent = error; // must not come to the guest: told when it has returned
+      this.#finished = true;
+    }
+  }
+
+  #stop(reason: InnerStop, detail: string): void {
+    this.#tell({ kind: "result", text: resultText({ status: "stopped", reason, detail }), blobs: [] });
+  }
+
+  // -- one job ------------------------------------------------------------------------------------------------------
+
+  rehearse(spend: (spare: Image) => void): void {
+    const { memoryMb, stackKb } = { memoryMb: this.#memoryBytes / 2 ** 20, stackKb: this.#stackBytes / 1024 };
+    // In the same isolate: what is compiled there once, the real context has too.
+    const spare = new V8Image(this.#ivm, this.#isolate, { memoryMb, stackKb, guest: this.#guest });
+    spend(spare);
+    spare.#context.release();
+  }
+
+  /** The way of a job through the real context; what it leaves there, the real job's `begin` overwrites. */
+  warm(): void {
+    this.#finished = false;
+    this.#start(WARM_JOB);
+    this.#turns();
+    this.#finished = false;
+  }
+
+  load(job: Job, send: Send): Guest {
+    this.#finished = false;
+    this.#send = send;
+    this.#clock.start(job);
+    // A run that may have less than the isolate: the rest is taken away in one block that nobody touches.
+    const surplus = this.#memoryBytes - job.maxMemoryBytes;
+    if (surplus > 0 && this.#takeBallast.applySync(undefined, [surplus]) !== true)
+      throw new Error("the engine's heap could not be limited");
+    // V8 sets a stack's end once. A run that may have less begins further down it: below arguments that nobody reads.
+    const deeper = Math.max(0, this.#stackBytes - Math.max(job.maxStackBytes, 1));
+    const filler: unknown[] = Array.from({ length: Math.floor(deeper / ARGUMENT_BYTES) }, () => 0);
+    let started = false;
+    let outstanding = 0;
+    let room: { text: Buffer; blob: Uint8Array } | undefined;
+    const step = (kind?: HostMessageKind) => {
+      if (!started) {
+        started = true;
+        this.#start(job);
+      }
+      if (kind !== undefined && room !== undefined) {
+        this.#clock.hear(room.text);
+        const { blob } = room;
+        const bytes = new this.#ivm.ExternalCopy(blob.buffer as ArrayBuffer, { transferOut: true });
+        const args = [kind, room.text.toString(), bytes.copyInto({ release: true, transferIn: true })];
+        room = undefined;
+        this.#call(() => this.#control.deliver.applySync(undefined, args));
+      }
+      outstanding = this.#turns();
+    };
+    return {
+      get outstanding() {
+        return outstanding;
+      },
+      reserve: (textBytes, blobBytes) => {
+        room = { text: Buffer.allocUnsafeSlow(textBytes), blob: new Uint8Array(blobBytes) };
+        return room;
+      },
+      step: (kind) => {
+        if (filler.length === 0) step(kind);
+        else Reflect.apply(() => step(kind), undefined, filler);
+        if (this.#unsent !== undefined) throw this.#unsent;
+      },
+    };
+  }
+
+  #start(job: Job): void {
+    const { text, bytes } = beginning(job);
+    const copy = new this.#ivm.ExternalCopy(bytes, { transferOut: true });
+    const args = [text, copy.copyInto({ release: true, transferIn: true })];
+    this.#call(() => this.#control.begin.applySync(undefined, args));
+    if (this.#finished) return;
+    this.#evaluating = undefined;
+    try {
+      if (job.type === "module") this.#startModule(job);
+      else this.#startScript(job);
+    } catch (error) {
+      this.#failed(error, job); // it does not compile, or imports what is not there
+    }
+  }
+
+  #startScript(job: Job): void {
+    const script = this.#isolate.compileScriptSync(job.source, { filename: job.name });
+    this.#call(() => {
+      try {
+        const value = script.runSync(this.#context, { reference: true });
+        this.#control.settleScript.applySync(undefined, [value.derefInto()]);
+      } catch (error) {
+        this.#failed(error, job);
+      }
+    });
+  }
+
+  #startModule(job: Job): void {
+    const sources = new Map(job.modules);
+    const names = new Map<Module, string>();
+    const modules = new Map<string, Module>();
+    const compile = (name: string, source: string): Module => {
+      const module = this.#isolate.compileModuleSync(source, { filename: name });
+      names.set(module, name);
+      modules.set(name, module);
+      return module;
+    };
+    const main = compile(job.name, job.source);
+    modules.delete(job.name); // not to be imported
+    const root = this.#isolate.compileModuleSync(ROOT_SOURCE, { filename: ROOT });
+    root.instantiateSync(this.#context, (specifier, referrer) => {
+      if (referrer === root) return specifier === HOOK ? this.#hook : main;
+      const name = resolveModule(names.get(referrer) ?? "", specifier, sources);
+      const source = sources.get(name);
+      if (source === undefined) throw notProvided(name, sources);
+      return modules.get(name) ?? compile(name, source);
+    });
+    this.#evaluating = { job, root };
+    this.#call(() => root.evaluateSync());
+  }
+
+  /** Runs timers until the guest can only wait; what may still bring it to life. V8 itself runs the jobs, after each call. */
+  #turns(): number {
+    while (!this.#finished) {
+      const answer = this.#call(() => this.#control.turn.applySync(undefined, []));
+      if (this.#finished) break;
+      if (answer === JUMP)
+        this.#clock.jump(this.#call(() => this.#control.due.applySync(undefined, [])) as number);
+      else if (typeof answer !== "number") throw new Error("the world broke");
+      else if (answer !== RAN_ONE) return answer;
+    }
+    return 0;
+  }
+
+  /**
+   * What `act` returns, inside one call of the guest's. At the end of that call, when V8 has run all jobs, isolated-vm
+   * throws the first rejection that nobody handled: to a guest that is nothing, unless its main module failed so.
+   */
+  #call<T>(act: () => T): T | undefined {
+    let answer: T | undefined;
+    this.#act = () => void (answer = act());
+    try {
+      this.#enter.applySync(undefined, []);
+    } catch (error) {
+      if (this.#isolate.isDisposed) this.#stop("memory", "out of memory");
+      else if (this.#evaluating !== undefined) this.#lookAtMain(this.#evaluating);
+    }
+    return answer;
+  }
+
+  /** Evaluating another module that needs the root tells: it throws what the root failed of, and else does nothing. */
+  #lookAtMain({ job, root }: { job: Job; root: Module }): void {
+    const probe = this.#isolate.compileModuleSync(`import "${ROOT}"`, { filename: ROOT });
+    probe.instantiateSync(this.#context, () => root);
+    try {
+      probe.evaluateSync();
+    } catch (error) {
+      this.#evaluating = undefined;
+      this.#failed(error, job);
+    }
+  }
+
+  /** An error that has left the guest's realm, as a copy: the guest's own, V8's, or ours of an import. */
+  #failed(error: unknown, job: Job): void {
+    if (this.#isolate.isDisposed) return this.#stop("memory", "out of memory");
+    if (!(error instanceof Error)) return void this.#control.fail.applySync(undefined, [error]);
+    const { name, message, stack } = describe(error, [job.name, ...job.modules.map(([module]) => module)]);
+    const engineError = error instanceof RangeError || error instanceof SyntaxError;
+    this.#control.failAs.applySync(undefined, [name, message, stack, engineError]);
+  }
+}
+
+const ROOT_SOURCE = `import { settle } from "${HOOK}"; import * as all from "${MAIN}"; settle(all);`;
+
+/** Of a stack only what lies in the guest's own files is told: the rest of it is this process's. */
+function describe(error: Error, files: readonly string[]): { name: string; message: string; stack: string } {
+  let { message, stack = "" } = error;
+  let place = "";
+  for (const file of files) {
+    // Of a source that does not compile, the place comes behind the message.
+    const at = message.lastIndexOf(` [${file}:`);
+    if (at < 0 || !/^:\d+:\d+\]$/.test(message.slice(at + 2 + file.length))) continue;
+    place = `    at ${message.slice(at + 2, -1)}`;
+    message = message.slice(0, at);
+  }
+  if (INDESCRIBABLE.test(message)) message = "";
+  const [own = ""] = stack.split("\n    at (<isolated-vm boundary>)");
+  const frames = own.split("\n").filter((line) => files.some((file) => inFile(line, file)));
+  return { name: String(error.name), message, stack: [place, ...frames].join("\n") };
+}
+
+const inFile = (line: string, file: string): boolean =>
+  line.startsWith("    at ") && (line.includes(`(${file}:`) || line.startsWith(`    at ${file}:`));
+
+export const v8Engine: Engine = {
+  // oxlint-disable-next-line require-await -- the interface's other engines do wait
+  async boot(options: BootOptions): Promise<Image> {
+    const ivm = createRequire(import.meta.url)("isolated-vm") as IsolatedVm;
+    // Counted by V8 from where the isolate is made, and never again.
+    v8.setFlagsFromString(`--stack-size=${Math.ceil(options.stackKb + STACK_MARGIN_BYTES / 1024)}`);
+    return new V8Image(ivm, new ivm.Isolate({ memoryLimit: options.memoryMb }), options);
+  },
+};
