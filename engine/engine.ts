@@ -80,6 +80,11 @@ export interface Engine {
   boot(options: BootOptions): Promise<Image>;
 }
 
+/** The engine's optional package is there and does not load under this Node. */
+export class EngineUnavailable extends Error {
+  override name = "EngineUnavailable";
+}
+
 /** A warm engine with the guest's world made, before the fork. It has seen no script. */
 export interface Image {
   /**

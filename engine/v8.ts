@@ -9,7 +9,9 @@
  */
 import { createRequire } from "node:module";
 import v8 from "node:v8";
+import { runInNewContext } from "node:vm";
 import {
+  EngineUnavailable,
   resultText,
   type BootOptions,
   type Engine,
@@ -43,6 +45,9 @@ const HOOK = "doublehull:hook";
 const ROOT = "doublehull:root";
 const MAIN = "main";
 
+const HOST =
+  "(collect, call, reply, release, log, result) => ({ __proto__: null, collect, call, reply, release, log, result })";
+
 /** Stack between the place where the isolate is made, from which V8 counts, and the guest's own, bytes. */
 const STACK_MARGIN_BYTES = 48 * 1024;
 /** On x86-64 and arm64 an argument of a call takes so much of the stack. */
@@ -50,13 +55,26 @@ const ARGUMENT_BYTES = 8;
 
 type Controls = Record<(typeof CONTROLS)[number], Reference>;
 
-/** isolated-vm has another text for what cannot be described. */
+/** isolated-vm's own words for a place in no file, and for what is thrown and is neither an error nor a primitive. */
+const NOWHERE = / \[<isolated-vm>:\d+:\d+\]$/;
 const INDESCRIBABLE = /^An object was thrown from supplied code within isolated-vm/;
+
+interface V8Options extends BootOptions {
+  /** A function of that isolate which collects its garbage, and the same of ours. */
+  collect: Reference;
+  collectOurs: () => void;
+}
+
+/**
+ * Of messages, what may lie about as garbage in both isolates, bytes: bytes outside V8's heaps hurry no collection of
+ * theirs before the worker's cgroup is full.
+ */
+const COLLECT_BYTES = 8 * 1024 * 1024;
 
 class V8Image implements Image {
   readonly #ivm: IsolatedVm;
   readonly #isolate: Isolate;
-  readonly #guest: BootOptions["guest"];
+  readonly #options: V8Options;
   readonly #context: Context;
   readonly #control: Controls;
   /** A function of the guest's realm that calls `#act`: what that does happens inside one call of the guest's. */
@@ -71,13 +89,15 @@ class V8Image implements Image {
   #finished = false;
   #send: Send = () => {};
   #unsent: unknown;
+  /** Bytes of messages since the last collection. */
+  #copied = 0;
   /** The main module is being evaluated: a rejection that nobody handled may be its own. */
   #evaluating: { job: Job; root: Module } | undefined;
 
-  constructor(ivm: IsolatedVm, isolate: Isolate, options: BootOptions) {
+  constructor(ivm: IsolatedVm, isolate: Isolate, options: V8Options) {
     this.#ivm = ivm;
     this.#isolate = isolate;
-    this.#guest = options.guest;
+    this.#options = options;
     this.#stackBytes = options.stackKb * 1024;
     this.#memoryBytes = options.memoryMb * 1024 * 1024;
     this.#context = isolate.createContextSync();
@@ -94,12 +114,11 @@ class V8Image implements Image {
       callback(() => this.#clock.read()),
     );
     const host = call(
-      evaluate(
-        "(call, reply, release, log, result) => ({ __proto__: null, call, reply, release, log, result })",
-      ),
+      evaluate(HOST),
+      options.collect.derefInto(),
       ...KINDS.map((kind) => callback((...parts) => this.#emit(kind, parts))),
     );
-    const parts = [codecSource, this.#guest.stubs, this.#guest.web].map(evaluate);
+    const parts = [codecSource, options.guest.stubs, options.guest.web].map(evaluate);
     const world = evaluate(worldSource);
     const raw = call(world, ...[host, ...parts].map((part) => part.derefInto()));
     const control = call(guard, raw.derefInto());
@@ -160,9 +179,8 @@ class V8Image implements Image {
   // -- one job ------------------------------------------------------------------------------------------------------
 
   rehearse(spend: (spare: Image) => void): void {
-    const { memoryMb, stackKb } = { memoryMb: this.#memoryBytes / 2 ** 20, stackKb: this.#stackBytes / 1024 };
     // In the same isolate: what is compiled there once, the real context has too.
-    const spare = new V8Image(this.#ivm, this.#isolate, { memoryMb, stackKb, guest: this.#guest });
+    const spare = new V8Image(this.#ivm, this.#isolate, this.#options);
     spend(spare);
     spare.#context.release();
   }
@@ -209,6 +227,7 @@ class V8Image implements Image {
         return outstanding;
       },
       reserve: (textBytes, blobBytes) => {
+        this.#copied += textBytes + blobBytes;
         room = { text: Buffer.allocUnsafeSlow(textBytes), blob: new Uint8Array(blobBytes) };
         return room;
       },
@@ -216,8 +235,15 @@ class V8Image implements Image {
         if (filler.length === 0) step(kind);
         else Reflect.apply(() => step(kind), undefined, filler);
         if (this.#unsent !== undefined) throw this.#unsent;
+        if (this.#copied > COLLECT_BYTES && !this.#finished) this.#collect();
       },
     };
+  }
+
+  #collect(): void {
+    this.#copied = 0;
+    this.#options.collect.applySync(undefined, []);
+    this.#options.collectOurs();
   }
 
   #start(job: Job): void {
@@ -335,6 +361,7 @@ function describe(error: Error, files: readonly string[]): { name: string; messa
     place = `    at ${message.slice(at + 2, -1)}`;
     message = message.slice(0, at);
   }
+  message = message.replace(NOWHERE, "");
   if (INDESCRIBABLE.test(message)) message = "";
   const [own = ""] = stack.split("\n    at (<isolated-vm boundary>)");
   const frames = own.split("\n").filter((line) => files.some((file) => inFile(line, file)));
@@ -344,12 +371,30 @@ function describe(error: Error, files: readonly string[]): { name: string; messa
 const inFile = (line: string, file: string): boolean =>
   line.startsWith("    at ") && (line.includes(`(${file}:`) || line.startsWith(`    at ${file}:`));
 
+function loadIsolatedVm(): IsolatedVm {
+  try {
+    return createRequire(import.meta.url)("isolated-vm") as IsolatedVm;
+  } catch (cause) {
+    const [why = ""] = cause instanceof Error ? cause.message.split("\n") : [];
+    throw new EngineUnavailable(`isolated-vm does not load under Node ${process.versions.node}: ${why}`, {
+      cause,
+    });
+  }
+}
+
 export const v8Engine: Engine = {
   // oxlint-disable-next-line require-await -- the interface's other engines do wait
   async boot(options: BootOptions): Promise<Image> {
-    const ivm = createRequire(import.meta.url)("isolated-vm") as IsolatedVm;
+    const ivm = loadIsolatedVm();
     // Counted by V8 from where the isolate is made, and never again.
     v8.setFlagsFromString(`--stack-size=${Math.ceil(options.stackKb + STACK_MARGIN_BYTES / 1024)}`);
-    return new V8Image(ivm, new ivm.Isolate({ memoryLimit: options.memoryMb }), options);
+    const isolate = new ivm.Isolate({ memoryLimit: options.memoryMb });
+    // Whether a realm has this function is decided when it is made: guests' realms have none.
+    v8.setFlagsFromString("--expose-gc");
+    const context = isolate.createContextSync();
+    const collectOurs = runInNewContext("gc") as () => void;
+    v8.setFlagsFromString("--no-expose-gc");
+    const collect = context.global.getSync("gc", { reference: true });
+    return new V8Image(ivm, isolate, { ...options, collect, collectOurs });
   },
 };

@@ -15,6 +15,8 @@ export interface WorldHost {
   release(text: string): void;
   log(text: string): void;
   result(text: string, ...buffers: ArrayBuffer[]): void;
+  /** Collects garbage now, where the engine would not do it by itself: else nobody learns what the guest forgot. */
+  collect?(): void;
 }
 
 /** The guest's half of the protocol, as far as the world knows it. */
@@ -32,6 +34,7 @@ export type MakeStubs = (port: {
   release: WorldHost["release"];
   codec: Codec;
   missing(hint: string): void;
+  collect(): void;
 }) => Stubs;
 
 /** The web's interfaces that are written in JavaScript (engine/web). */
@@ -169,6 +172,8 @@ export function world(
     files: "it stands in env: env.files, if the files capability was granted",
     http: "it stands in env: env.http, if the http capability was granted",
   };
+  /** V8's only word to an import() that no host function serves; isolated-vm has none. */
+  const NO_IMPORT = " (import() cannot be had with this engine: write import … from … at the top)";
   const hintFor = (name: string, message: string): string => {
     if (name === "ReferenceError" && indexOf(message, " is not defined") > 0) {
       let missing = slice(message, 0, indexOf(message, " is not defined"));
@@ -176,6 +181,7 @@ export function world(
       const instead = INSTEAD[missing];
       return instead === undefined ? "" : " (" + instead + ")";
     }
+    if (name === "Error" && message === "Not supported") return NO_IMPORT;
     return name !== "TypeError" || lastMissing === "" ? "" : " (" + lastMissing + ")";
   };
   const fail = (error: any): void => {
@@ -576,6 +582,7 @@ export function world(
     release: host.release,
     codec,
     missing: noted,
+    collect: host.collect ?? (() => {}),
   });
   const web = makeWeb({
     define: (name, value) => define(global, name, value),

@@ -19,6 +19,8 @@ export interface StubPort {
   codec: Codec;
   /** A script asked for a grant or a method that is not there; `hint` says so, should it fail of that. */
   missing(hint: string): void;
+  /** Collects garbage, where weak references would else be held for long. */
+  collect(): void;
 }
 
 /** `["capability", ref, methods]`, `["function", ref]` or `["text", text]`, after the name in `env`. */
@@ -63,7 +65,7 @@ export function stubs(port: StubPort): Stubs {
   const typed = Object.getPrototypeOf(Uint8Array.prototype) as object;
   const bufferOf = uncurry(Object.getOwnPropertyDescriptor(typed, "buffer")?.get);
   const lengthOf = uncurry(Object.getOwnPropertyDescriptor(typed, "byteLength")?.get);
-  const { call: emitCall, reply: emitReply, release: emitRelease, codec } = port;
+  const { call: emitCall, reply: emitReply, release: emitRelease, codec, collect } = port;
   const { put } = codec;
   const noBytes = new Uint8Array(0);
 
@@ -147,6 +149,7 @@ export function stubs(port: StubPort): Stubs {
   let [held, heldCount, sweepAt] = [undefined as Held | undefined, 0, 0];
   const SWEEP_LEAST = 32;
   const sweep = (): void => {
+    collect();
     let entry = held;
     held = undefined;
     heldCount = 0;

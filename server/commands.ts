@@ -370,7 +370,7 @@ async function tell(error: unknown): Promise<number> {
   }
   if (error instanceof SandboxError) {
     const usage = error.code === "bad-option" || error.code === "bad-input" || error.code === "over-limit";
-    if (usage || error.code === "host-cannot" || error.code === "overloaded") {
+    if (usage || error.code === "host-cannot" || error.code === "no-engine" || error.code === "overloaded") {
       await say(usage ? error.message : `this host cannot: ${error.message}`, error.remedy);
       return usage ? EXIT.usage : EXIT.hostCannot;
     }

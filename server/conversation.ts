@@ -457,6 +457,7 @@ class Conversation {
         cpuSeconds: this.parked.cpuSeconds,
         peakMemoryBytes,
         arch: this.parked.arch,
+        engine: this.run.layers.engine,
       };
       this.#end({ status: "stopped", stop: verdict(death, this.run.limits) }, exit);
     });

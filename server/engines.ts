@@ -66,12 +66,12 @@ export async function loadEngine(kind: EngineKind): Promise<Engine> {
  */
 export function nodeFlags(engine: EngineKind, image: ImageKind, version = process.versions.v8): string[] {
   const common =
-    "--single-threaded --v8-pool-size=0 --stack-size=3900 --no-incremental-marking --no-memory-reducer --no-minor-gc-task --expose-gc --no-warnings";
+    "--single-threaded --v8-pool-size=0 --stack-size=3900 --no-incremental-marking --no-memory-reducer --no-minor-gc-task --no-warnings";
   if (isV8(engine)) {
     const jit = engine === "v8" ? "" : "--jitless --no-expose-wasm";
     return `${common} --no-node-snapshot ${jit}`.trim().split(" ");
   }
-  const javascript = "--no-opt --no-sparkplug --no-maglev --regexp-interpret-all";
+  const javascript = "--expose-gc --no-opt --no-sparkplug --no-maglev --regexp-interpret-all";
   const wrappers =
     Number.parseInt(version, 10) < 12
       ? "--no-wasm-generic-wrapper"

@@ -4,8 +4,8 @@ import { readSetup } from "../osjail/setup.js";
 import { trimHeap } from "../osjail/libc.ffi.js";
 import { nameKeeper } from "../osjail/thread-end.js";
 import type { JailPlan } from "../osjail/plan.js";
-import type { Image } from "../engine/engine.js";
-import { isV8, loadEngine, type EngineKind, type ImageKind } from "./engines.js";
+import { EngineUnavailable, type Image } from "../engine/engine.js";
+import { loadEngine, type EngineKind, type ImageKind } from "./engines.js";
 import { GUEST, rehearse, serveWorker } from "./worker.js";
 
 export interface KeeperSetup {
@@ -36,8 +36,7 @@ async function boot({ memoryMb, stackKb }: KeeperSetup): Promise<Image> {
   try {
     return await engine.boot({ memoryMb, stackKb, guest: GUEST });
   } catch (error) {
-    if (isV8(kind))
-      failToStart("engine", `${kind}: ${error instanceof Error ? error.message : String(error)}`);
+    if (error instanceof EngineUnavailable) failToStart("engine", error.message);
     throw error;
   }
 }

@@ -5,6 +5,7 @@
 import { exited, SIG, termSignal } from "../osjail/abi/linux.js";
 import { syscallName, type Arch, type SyscallName } from "../osjail/abi/syscalls.js";
 import type { WorkerExit } from "../osjail/zygote-client.js";
+import { isV8, type EngineKind } from "./engines.js";
 import type { Limits } from "./limits.js";
 import type { Stop } from "./outcome.js";
 
@@ -16,6 +17,7 @@ export interface Death {
   cpuSeconds: number;
   peakMemoryBytes: number;
   arch: Arch;
+  engine: EngineKind;
 }
 
 /** What glibc's abort() and V8's fatal-error path call on their way out, and nothing that leads anywhere. */
@@ -52,7 +54,9 @@ export function verdict(death: Death, limits: Limits): Stop {
   if (killed && exit.cpuMs >= death.cpuSeconds * 750) {
     return { reason: "cpu-time", layer: "rlimit", limit: limits.cpuMs, measured: exit.cpuMs };
   }
-  if (death.peakMemoryBytes >= memory.limit * 0.95) return { reason: "memory", layer: "rlimit", ...memory };
+  // V8 aborts when one table does not fit that is to be twice as large as before.
+  const nearly = ofAbort && isV8(death.engine) ? 0.5 : 0.95;
+  if (death.peakMemoryBytes >= memory.limit * nearly) return { reason: "memory", layer: "rlimit", ...memory };
   if (ofAbort) return { reason: "crash", layer: "seccomp", syscall: name };
   if (signal === SIG.SYS) return { reason: "syscall", layer: "seccomp" };
   const code = exited(exit.status);

@@ -273,8 +273,15 @@ describe.each(ENGINES)("the engine %s", (engine) => {
         "b.js": "import { a } from './a.js'; export const b = () => typeof a",
       };
       const program = `import { bare } from "lib"; import { x } from "./d/x.js"; import { a } from "./a.js";
-        export default async () => [bare, x, a(), (await import("./y.js")).y]`;
-      expect(valueOf(await run(program, { modules }))).toEqual(["bare", "xyz", "function", "y"]);
+        export default async () => [bare, x, a()]`;
+      expect(valueOf(await run(program, { modules }))).toEqual(["bare", "xyz", "function"]);
+    });
+
+    test("import() gives a module where the engine has it, and says what to do instead where not", async () => {
+      const program = `export default async () => (await import("./y.js")).y`;
+      const outcome = await run(program, { modules: { "y.js": "export const y = 'y'" } });
+      if (engine === "quickjs") expect(valueOf(outcome)).toBe("y");
+      else expect(errorOf(outcome).message).toBe("Not supported (import() cannot be had with this engine: write import … from … at the top)"); // prettier-ignore
     });
 
     test("a module runs once, however often it is imported", async () => {
@@ -303,12 +310,14 @@ describe.each(ENGINES)("the engine %s", (engine) => {
       "std",
       "os",
     ])("nothing is loaded from the host or the network: %s", async (name) => {
-      const program = `export default async () => {
-          const good = (await import("./real.js")).real;
-          try { return [good, await import(${JSON.stringify(name)})] } catch (error) { return [good, String(error)] }
-        }`;
-      const out = valueOf(await run(program, { modules: { "real.js": "export const real = 1" } }));
-      expect(out).toEqual([1, expect.stringContaining("was not provided")]);
+      const modules = { "real.js": "export const real = 1" };
+      const program = (from: string) =>
+        `import { real } from ${JSON.stringify(from)}; export default () => real`;
+      expect(valueOf(await run(program("./real.js"), { modules }))).toBe(1);
+      expect(errorOf(await run(program(name), { modules })).message).toContain("was not provided");
+      const later = `export default async () => { try { return await import(${JSON.stringify(name)}) } catch (error) { return String(error) } }`;
+      const refusal = engine === "quickjs" ? "was not provided" : "Not supported";
+      expect(valueOf(await run(later, { modules }))).toEqual(expect.stringContaining(refusal));
     });
 
     test("a name that leads upwards out of the modules is only a name", async () => {
@@ -405,7 +414,9 @@ describe.each(ENGINES)("the engine %s", (engine) => {
       ["Symbol('s')", "Symbol(s)"],
       ["false", "false"],
     ])("what is thrown may be %s", async (thrown, message) => {
-      expect(errorOf(await run(`throw ${thrown}`, script))).toMatchObject({ name: "Error", message });
+      // What leaves an isolate is a copy, and of a symbol there is none.
+      const told = thrown.startsWith("Symbol") && engine !== "quickjs" ? "" : message;
+      expect(errorOf(await run(`throw ${thrown}`, script))).toMatchObject({ name: "Error", message: told });
       expect(errorOf(await run(`Promise.reject(${thrown})`, script))).toMatchObject({
         name: "Error",
         message,
@@ -491,7 +502,9 @@ describe.each(ENGINES)("the engine %s", (engine) => {
         expect(text).not.toMatch(
           /\/|\\\\|node:|node_modules|\bdist\b|file:|wasm|\.mjs|\.cjs|quickjs|emscripten/i,
         );
-        expect(text).not.toMatch(/RuntimeError|Maximum call stack|ERR_[A-Z]+|Couldn't allocate/);
+        expect(text).not.toMatch(/RuntimeError|ERR_[A-Z]+|Couldn't allocate|isolated-vm/);
+        // In V8 the guest's own stack ends with these words, in QuickJS only the one around it does.
+        if (engine === "quickjs") expect(text).not.toMatch(/Maximum call stack/);
       }
       expect(texts.join("")).not.toBe(""); // the control: it spoke
     });

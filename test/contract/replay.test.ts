@@ -3,6 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { z } from "zod";
 import { parseRecording, Sandbox, type Recording, type RunOptions } from "doublehull";
 import { callback, capability, clock, events, method, random } from "doublehull/hostapi";
+import { ENGINES } from "../engines.js";
 import { families, makeSandbox, until, valueOf } from "../harness.js";
 
 /** Answers differently each time, and in an order that nobody knows. */
@@ -48,7 +49,7 @@ const PROGRAM = `export default async (input, env) => {
   return { all, each, first, failed, at: new Date(), n: 1n };
 }`;
 
-describe("a recorded run", () => {
+describe.each(ENGINES)("a recorded run, with the engine %s", (engine) => {
   let sandbox: Sandbox;
   let mood: ReturnType<typeof moody>;
   let recording: Recording;
@@ -60,7 +61,7 @@ describe("a recorded run", () => {
   };
 
   beforeAll(async () => {
-    sandbox = await makeSandbox({ limits: { wallMs: 10_000, cpuMs: 10_000 } });
+    sandbox = await makeSandbox({ engine, limits: { wallMs: 10_000, cpuMs: 10_000 } });
     mood = moody();
     const made = await record(PROGRAM, { grants: { mood: mood.capability }, input: { who: "Ada" } });
     value = valueOf(made.outcome);

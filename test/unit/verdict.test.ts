@@ -16,6 +16,7 @@ function death(given: Partial<Omit<Death, "exit">> & { exit?: Partial<Death["exi
     cpuSeconds: 2,
     peakMemoryBytes: 3 * MiB,
     arch: "x86_64",
+    engine: "quickjs",
     ...given,
     exit: { status: exitCode(1), cpuMs: 10, maxRssBytes: 40 * MiB, refusedCall: undefined, ...given.exit },
   };
