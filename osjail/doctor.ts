@@ -25,6 +25,8 @@ export interface Finding {
 export interface EngineProof {
   engine: string;
   ok: boolean;
+  /** It may be absent: the floor stands without it. */
+  extra: boolean;
   detail: string;
   remedy: string;
   layers: LayerReport[];
@@ -82,7 +84,7 @@ export async function examine(powers: DoctorPowers): Promise<DoctorReport> {
   report.proofs = (await powers.prove()).map((proof) =>
     proof.ok || missing.length === 0 ? proof : { ...proof, remedy: first },
   );
-  report.ok = report.proofs.length > 0 && report.proofs.every((proof) => proof.ok);
+  report.ok = report.proofs.length > 0 && report.proofs.every((proof) => proof.ok || proof.extra);
   return report;
 }
 
@@ -321,7 +323,9 @@ export function reportText(report: DoctorReport, paint: PaintState): string {
         row(layer, state, detail, fix === findings[i + 1]?.fix ? "" : fix), // one advice for several in a row
     ),
     "\nAll layers at once:\n",
-    ...proofs.map(({ engine, ok, detail, remedy }) => row(engine, ok ? "ok" : "missing", detail, remedy)),
+    ...proofs.map(({ engine, ok, extra, detail, remedy }) =>
+      row(engine, ok ? "ok" : extra ? "absent" : "missing", detail, remedy),
+    ),
   ];
   const layers = proofs.find(({ ok }) => ok)?.layers ?? [];
   const off = layers.filter(({ state }) => state !== "on").map(({ layer, state }) => `${layer} (${state})`);

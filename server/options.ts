@@ -130,7 +130,11 @@ export const runSchema = z.strictObject({
 /** Code that is to run in the recorded one's place: where it goes another way, the replay says so. */
 export const replaySchema = runSchema
   .pick({ name: true, language: true, modules: true, signal: true, onLog: true })
-  .extend({ source: z.string("source must be a string").optional() });
+  .extend({
+    source: z.string("source must be a string").optional(),
+    /** Replay on another engine than the recording's, too: then stacks and the engines' own wording are not compared. */
+    otherEngine: z.boolean("otherEngine must be true or false").optional(),
+  });
 
 export type ReplayOptions = z.input<typeof replaySchema>;
 export type SandboxOptions = z.input<typeof createSchema>;

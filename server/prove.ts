@@ -3,11 +3,27 @@
  * real zygote per engine kind and has a jailed worker compute something.
  */
 import type { EngineProof } from "../osjail/doctor.js";
+import { SCRIPT_ENGINES } from "./engines.js";
 import { Sandbox } from "./sandbox.js";
 
+/** The V8 engines are extras: a host without their package runs scripts all the same. */
 const KINDS = [
-  { engine: "quickjs", name: "proof.js", source: "export default () => 1 + 1" },
-  { engine: "typescript", name: "proof.ts", source: "export default (): number => 1 + 1" },
+  { engine: "quickjs", by: "quickjs", name: "proof.js", source: "export default () => 1 + 1", extra: false },
+  {
+    engine: "typescript",
+    by: "quickjs",
+    name: "proof.ts",
+    source: "export default (): number => 1 + 1",
+    extra: false,
+  },
+  {
+    engine: "v8-jitless",
+    by: "v8-jitless",
+    name: "proof.js",
+    source: "export default () => 1 + 1",
+    extra: true,
+  },
+  { engine: "v8", by: "v8", name: "proof.js", source: "export default () => 1 + 1", extra: true },
 ] as const;
 
 /** Never rejects: what went wrong is the proof's result. */
@@ -15,42 +31,53 @@ export async function proveEngines(
   env: Readonly<Record<string, string | undefined>>,
 ): Promise<EngineProof[]> {
   const proofs: EngineProof[] = [];
-  let sandbox: Sandbox | undefined;
-  try {
-    sandbox = await Sandbox.create(
-      {
-        image: "fast-start",
-        parked: 1,
-        maxConcurrent: 1,
-        typescript: true,
-        limits: { wallMs: 5000, cpuMs: 5000 },
-      },
-      { launchFrom: "main", env },
-    );
-    for (const { engine, name, source } of KINDS) {
-      const outcome = await sandbox.run(source, { name });
-      const ok = outcome.status === "ok" && outcome.value === 2;
+  for (const engine of SCRIPT_ENGINES) {
+    const kinds = KINDS.filter(({ by }) => by === engine);
+    let sandbox: Sandbox | undefined;
+    try {
+      sandbox = await Sandbox.create(
+        {
+          engine,
+          image: "fast-start",
+          parked: 1,
+          maxConcurrent: 1,
+          typescript: kinds.some((kind) => kind.engine === "typescript"),
+          limits: { wallMs: 5000, cpuMs: 5000 },
+        },
+        { launchFrom: "main", env },
+      );
+      for (const kind of kinds) proofs.push(await prove(sandbox, kind));
+    } catch (error) {
+      const remedy = error instanceof Error && "remedy" in error ? error.remedy : "";
+      const failed =
+        kinds[proofs.filter((proof) => kinds.some((kind) => kind.engine === proof.engine)).length];
       proofs.push({
-        engine,
-        ok,
-        detail: ok
-          ? "1 + 1 is 2 in a jailed worker"
-          : `a jailed worker ended with: ${JSON.stringify(outcome)}`,
-        remedy: ok ? "" : "Please report this with the whole report.",
-        layers: outcome.layers.kernel,
+        engine: failed?.engine ?? engine,
+        ok: false,
+        extra: failed?.extra ?? false,
+        detail: error instanceof Error ? error.message : String(error),
+        remedy: typeof remedy === "string" ? remedy : "",
+        layers: [],
       });
+    } finally {
+      await sandbox?.close();
     }
-  } catch (error) {
-    const remedy = error instanceof Error && "remedy" in error ? error.remedy : "";
-    proofs.push({
-      engine: KINDS[proofs.length]?.engine ?? "quickjs",
-      ok: false,
-      detail: error instanceof Error ? error.message : String(error),
-      remedy: typeof remedy === "string" ? remedy : "",
-      layers: [],
-    });
-  } finally {
-    await sandbox?.close();
   }
   return proofs;
+}
+
+async function prove(
+  sandbox: Sandbox,
+  { engine, name, source, extra }: (typeof KINDS)[number],
+): Promise<EngineProof> {
+  const outcome = await sandbox.run(source, { name });
+  const ok = outcome.status === "ok" && outcome.value === 2;
+  return {
+    engine,
+    ok,
+    extra,
+    detail: ok ? "1 + 1 is 2 in a jailed worker" : `a jailed worker ended with: ${JSON.stringify(outcome)}`,
+    remedy: ok ? "" : "Please report this with the whole report.",
+    layers: outcome.layers.kernel,
+  };
 }

@@ -219,6 +219,8 @@ export class Replayer implements HostSide {
     readonly port: Pick<BrokerPort, "sendAt">,
     /** Ends the run: it went another way. */
     readonly diverged: () => void,
+    /** On another engine: stacks and the engine's own wording are not compared. */
+    readonly otherEngine: boolean,
   ) {}
 
   get env(): readonly EnvEntry[] {
@@ -285,7 +287,8 @@ export class Replayer implements HostSide {
   finish(outcome: Outcome): Replay {
     const { said: all, end } = this.recording;
     const now = endOf(outcome);
-    if (this.divergence === undefined && !isDeepStrictEqual(now, end)) {
+    const comparable = this.otherEngine ? withoutWording : (it: Recording["end"]) => it;
+    if (this.divergence === undefined && !isDeepStrictEqual(comparable(now), comparable(end))) {
       const next = all[this.#heard];
       this.#heard++;
       const [expected, got] = describeEnds(end, now);
@@ -304,6 +307,21 @@ export class Replayer implements HostSide {
     const list = Array.isArray(args) ? args.slice(1).map(short).join(", ") : short(args);
     return `${name}.${method}(${list})${message.blob === "" ? "" : ` with ${message.blob.length} characters of bytes`}`;
   }
+}
+
+/** Errors that engines throw themselves, each in words of its own. */
+const WORDED: ReadonlySet<string> = new Set([
+  "TypeError",
+  "ReferenceError",
+  "SyntaxError",
+  "RangeError",
+  "URIError",
+]);
+
+function withoutWording(end: Recording["end"]): Recording["end"] {
+  if (end.error === undefined) return end;
+  const { name, message } = end.error;
+  return { ...end, error: { name, message: WORDED.has(name) ? "" : message, stack: "" } };
 }
 
 function short(wire: unknown): string {

@@ -31,6 +31,9 @@ import {
 import type { Recording, Replay } from "./recording.js";
 import type { Sandbox, SandboxPowers } from "./sandbox.js";
 import {
+  comparisonsJson,
+  comparisonText,
+  type Comparison,
   divergenceText,
   errorText,
   logText,
@@ -169,7 +172,8 @@ async function runScript(plan: RunPlan, interrupt: Interrupt): Promise<number> {
   let learning: Learning | undefined;
   let sandbox: Sandbox | undefined;
   let outcome: Outcome & { recording?: Recording };
-  const [engine = policy?.engine ?? "quickjs"] = flags.engine ?? [];
+  const [engine = policy?.engine ?? "quickjs", ...others] = flags.engine ?? [];
+  const comparisons: Comparison[] = [];
   try {
     if (policy !== undefined) {
       const { openGrants, openLearning } = await policyCommands();
@@ -186,9 +190,12 @@ async function runScript(plan: RunPlan, interrupt: Interrupt): Promise<number> {
       modules: Object.fromEntries(modules),
       signal: interrupt.signal,
       onLog: teller.onLog,
-      record: recordTo !== undefined,
+      record: recordTo !== undefined || others.length > 0,
       ...(learning === undefined ? {} : { audit: learning.audit }),
     });
+    for (const other of outcome.recording === undefined ? [] : others) {
+      comparisons.push(await compare(outcome.recording as Recording, other, limits, flags, interrupt));
+    }
   } finally {
     await sandbox?.close();
     granted?.close();
@@ -196,11 +203,35 @@ async function runScript(plan: RunPlan, interrupt: Interrupt): Promise<number> {
   }
   const { recording, ...told } = outcome;
   const saved = recordTo === undefined || (await saveRecording(recordTo, told, recording));
-  if (flags.json) await write(stdout, `${outcomeJson(told)}\n`);
+  if (flags.json) {
+    const text = others.length === 0 ? outcomeJson(told) : comparisonsJson(engine, told, comparisons);
+    await write(stdout, `${text}\n`);
+  }
   const sources = new Map([...modules, [script.name, script.source]]);
   const code = await teller.tell(told, sources, sandbox.limits, interrupt);
+  if (!flags.json) {
+    for (const it of comparisons) await write(stderr, comparisonText(engine, it, painter(coloured(stderr))));
+  }
+  if (comparisons.some(({ identical }) => !identical) && !interrupt.signal.aborted) return EXIT.diverged;
   const proposed = learning === undefined || (await tellProposal(learning, told, plan));
   return code === EXIT.ok && !(saved && proposed) ? EXIT.usage : code;
+}
+
+/** The same run on another engine: the same input, seed, clock and answers, from the recording. */
+async function compare(
+  recording: Recording,
+  engine: ScriptEngine,
+  limits: PartialLimits,
+  flags: RunFlags,
+  { signal }: Interrupt,
+): Promise<Comparison> {
+  const sandbox = await startSandbox({ engine, limits, typescript: false }, flags, new Map());
+  try {
+    const replayed = await sandbox.replay(recording, { otherEngine: true, signal });
+    return { engine, calls: recording.said.length, ...replayed };
+  } finally {
+    await sandbox.close();
+  }
 }
 
 /** Whether it was written, or need not be. */

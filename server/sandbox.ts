@@ -181,9 +181,10 @@ export class Sandbox {
       if (this.#closed) throw new SandboxError("closed", "the sandbox is closed");
       const given = parse(replaySchema, options);
       const recording = checkRecording(recorded);
-      if (recording.engine !== this.#engine) {
+      const otherEngine = recording.engine !== this.#engine;
+      if (otherEngine && given.otherEngine !== true) {
         const message = `the recording was made with the engine ${recording.engine}, and this sandbox has ${this.#engine}`;
-        const remedy = `Replay it in a sandbox with engine: "${recording.engine}".`;
+        const remedy = `Replay it in a sandbox with engine: "${recording.engine}", or with otherEngine: true.`;
         throw new SandboxError("bad-input", message, { field: "engine", remedy });
       }
       const limits = this.#limitsFor(recording.limits);
@@ -204,7 +205,7 @@ export class Sandbox {
       const outcome = await this.#converse(await this.#poolOf(NO_TENANT), NO_TENANT, limits, {
         signal: signal === undefined ? diverged.signal : AbortSignal.any([signal, diverged.signal]),
         onLog: given.onLog,
-        host: (port) => (replayer = new Replayer(recording, port, () => diverged.abort())),
+        host: (port) => (replayer = new Replayer(recording, port, () => diverged.abort(), otherEngine)),
         job: () => ({
           ...jobLimits(limits),
           ...script,

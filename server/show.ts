@@ -5,6 +5,7 @@
  * Pure: knows no stream and no process.
  */
 import { inspect } from "node:util";
+import type { ScriptEngine } from "./engines.js";
 import type { LimitName, Limits } from "./limits.js";
 import type { LogEntry, Outcome, ScriptError, Stop, StopLayer, StopReason } from "./outcome.js";
 import type { Divergence, Replay } from "./recording.js";
@@ -93,6 +94,25 @@ function plainOutcome(outcome: Outcome): object {
 /** A replay in the same way; the divergence is null where there is none. */
 export const replayJson = ({ outcome, identical, divergence }: Replay): string =>
   jsonText({ outcome: plainOutcome(outcome), identical, divergence: divergence ?? null });
+
+/** One run again on another engine, and how it went there beside the first. */
+export interface Comparison extends Replay {
+  engine: ScriptEngine;
+  /** Messages of the first run that were answered. */
+  calls: number;
+}
+
+export const comparisonsJson = (engine: ScriptEngine, outcome: Outcome, all: readonly Comparison[]): string =>
+  jsonText({
+    engine,
+    outcome: plainOutcome(outcome),
+    others: all.map((it) => ({
+      engine: it.engine,
+      identical: it.identical,
+      divergence: it.divergence ?? null,
+      outcome: plainOutcome(it.outcome),
+    })),
+  });
 
 /** One line of JSON in which nothing stands that a terminal would obey. */
 export const jsonText = (value: unknown): string => safeJson(JSON.stringify(value));
@@ -289,10 +309,21 @@ export function stopText(stop: Stop, limits: Readonly<Limits>, paint: Paint): st
   return `${paint("yellow", `stopped (${stop.reason}):`)} ${row.what}\n    ${facts.join(", ")}\n    ${row.hint}\n`;
 }
 
+export function comparisonText(first: ScriptEngine, it: Comparison, paint: Paint): string {
+  if (it.identical) return `${it.engine}: ${paint("green", "as on")} ${first}\n`;
+  return `${it.engine}: ${divergenceText(it.divergence, it.calls, paint, [first, it.engine])}`;
+}
+
 /** Where a replay left its recording, which has so many calls. No divergence: it did not even begin. */
-export function divergenceText(divergence: Divergence | undefined, calls: number, paint: Paint): string {
+export function divergenceText(
+  divergence: Divergence | undefined,
+  calls: number,
+  paint: Paint,
+  [first, second]: readonly [string, string] = ["expected", "got"],
+): string {
   if (divergence === undefined) return `${paint("yellow", "diverged:")} the script never began\n`;
   const { at, expected, got } = divergence;
+  const width = Math.max(first.length, second.length) + 1;
   const where = at <= calls ? `at call ${at} of ${calls}` : `after all ${calls} recorded calls`;
-  return `${paint("yellow", "diverged")} ${where}:\n    expected: ${inOneLine(expected)}\n    got:      ${inOneLine(got)}\n`;
+  return `${paint("yellow", "diverged")} ${where}:\n    ${`${first}:`.padEnd(width)} ${inOneLine(expected)}\n    ${`${second}:`.padEnd(width)} ${inOneLine(got)}\n`;
 }

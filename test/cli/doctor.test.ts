@@ -1,5 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { judge, type DoctorReport } from "#osjail/doctor";
+import { ENGINES } from "../engines.js";
 import { cli } from "./command.js";
 
 describe("doctor on this host", () => {
@@ -9,7 +10,10 @@ describe("doctor on this host", () => {
     expect(stderr).toBe("");
     expect(code).toBe(report.ok ? 0 : 4);
     expect(report.proofs.map(({ engine }) => engine)).toContain("quickjs");
-    expect(report.ok).toBe(report.proofs.every(({ ok }) => ok));
+    expect(report.ok).toBe(report.proofs.every(({ ok, extra }) => ok || extra));
+    expect(report.proofs.filter(({ ok }) => ok).map(({ engine }) => engine)).toEqual(
+      expect.arrayContaining([...ENGINES]),
+    );
     const layers = report.findings.map(({ layer }) => layer);
     for (const layer of [
       "node",

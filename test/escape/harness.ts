@@ -12,6 +12,7 @@ import type { Capability } from "#hostapi/capability";
 import { encodeMessage, WorkerConnection } from "#hostapi/wire";
 import { readHost, type Host } from "#osjail/host";
 import { planJail, type JailPlan, type LayerName } from "#osjail/plan";
+import type { ProfileName } from "#osjail/seccomp";
 import { Zygote, type JailedWorker, type WorkerLimits } from "#osjail/zygote-client";
 import { converse } from "#server/conversation";
 import { connectionLimits, launchEngine, ParkedWorker } from "#server/hull";
@@ -58,7 +59,9 @@ export interface LabOptions {
   /** The worker keeps the caller's own ids, as an ordinary user's does. */
   ownIds?: boolean;
   /** Another image in the same jail, to be looked at; only the owned one runs attacks. */
-  engine?: "owned" | "quickjs";
+  engine?: "owned" | "quickjs" | "v8-jitless" | "v8";
+  /** The filter of another engine around it. */
+  profile?: ProfileName;
 }
 
 /** A worker on which nothing has run yet, and the process behind it. */
@@ -78,7 +81,7 @@ export class OwnedHull {
     const limits = completeLimits({ wallMs: 20_000, cpuMs: 20_000, ...options.limits });
     const engine = options.engine ?? "owned";
     const planned = planJail(host.facts, {
-      profile: engine,
+      profile: options.profile ?? engine,
       requireCgroup: false,
       slots: options.slots ?? 4,
       maxMemoryBytes: (limits.memoryMb + WORKER_OVERHEAD_MB) * MiB,
@@ -89,7 +92,11 @@ export class OwnedHull {
     const { uid, gid } = host.facts;
     const plan: JailPlan = options.ownIds ? { ...planned, ids: { kind: "own", uid, gid } } : planned;
     const keeper = await launchEngine(engine, "fast-start", "thread", host);
-    const zygote = await Zygote.start(plan, { plan, memoryMb: limits.memoryMb }, keeper);
+    const zygote = await Zygote.start(
+      plan,
+      { plan, memoryMb: limits.memoryMb, stackKb: limits.stackKb },
+      keeper,
+    );
     return new OwnedHull(zygote, limits);
   }
 
@@ -169,6 +176,7 @@ export class OwnedHull {
       maxCallBytes: limits.callBytes,
       maxInFlight: limits.hostCallsInFlight,
       maxTimers: 0,
+      fuel: 0,
       clock: { mode: "frozen", stepMs: 0 },
       leastLevel: "debug",
       input: values.encode(undefined, { maxBytes: 1024, maxNodes: 8, root: "input" }),

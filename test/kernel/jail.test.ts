@@ -14,8 +14,11 @@ import { JailError } from "#osjail/errors";
 import type { JailPlan, LayerName } from "#osjail/plan";
 import { syscallNumber } from "#osjail/libc.ffi";
 import { Sandbox } from "#server/sandbox";
+import type { Layers } from "#server/outcome";
+import { ENGINES } from "../engines.js";
 import {
   ALL_LAYERS,
+  answerOf,
   asRoot,
   attack,
   control,
@@ -55,7 +58,7 @@ async function plainProcess(): Promise<number> {
 
 async function parkedWorker(
   without: readonly LayerName[] = [],
-  engine: "owned" | "quickjs" = "owned",
+  engine: "owned" | "quickjs" | "v8-jitless" | "v8" = "owned",
 ): Promise<Victim & { hull: OwnedHull; proc: string }> {
   const hull = await ownedHull({ without, engine });
   const victim = await hull.fork();
@@ -168,15 +171,39 @@ describe("a parked worker, seen from outside,", () => {
     expect(fs.readFileSync(`${proc}/environ`, "latin1")).toBe("TZ=UTC\0");
   });
 
-  it.each(["owned", "quickjs"] as const)(
-    "has no page that is writable and executable, where V8 had made some (%s)",
-    async (engine) => {
-      const { proc } = await parkedWorker([], engine);
-      expect(pagesOf(proc, "r-xp")).toBeGreaterThan(0);
-      expect(pagesOf(proc, ".wx.")).toBe(0);
-      if (engine === "owned") return; // without WebAssembly V8 had no such page
-      const unsealed = await parkedWorker(["sealed-code"], engine);
-      expect(pagesOf(unsealed.proc, ".wx.")).toBeGreaterThan(0);
+  it.each(
+    ENGINES.includes("v8-jitless")
+      ? (["owned", "quickjs", "v8-jitless"] as const)
+      : (["owned", "quickjs"] as const),
+  )("has no page that is writable and executable, where V8 had made some (%s)", async (engine) => {
+    const { proc } = await parkedWorker([], engine);
+    expect(pagesOf(proc, "r-xp")).toBeGreaterThan(0);
+    expect(pagesOf(proc, ".wx.")).toBe(0);
+    if (engine !== "quickjs") return; // without WebAssembly V8 had no such page
+    const unsealed = await parkedWorker(["sealed-code"], engine);
+    expect(pagesOf(unsealed.proc, ".wx.")).toBeGreaterThan(0);
+  });
+
+  it.runIf(ENGINES.includes("v8"))(
+    "may make code where its engine compiles, and nowhere else, and its layers say so",
+    async () => {
+      const map = `return memory(1) && syscall("mmap", 0, 4096, 7, 0x22, -1, 0)`;
+      const hull = await ownedHull({ profile: "v8" });
+      expect(answerOf(await attack(hull, map)).errno).toBe(0);
+      expect(stopOf(await attack(await ownedHull(), map))).toMatchObject({
+        reason: "syscall",
+        syscall: "mmap",
+      });
+      const held = (layers: Layers) =>
+        layers.kernel
+          .filter(({ layer }) => layer === "sealed-code" || layer === "mdwe")
+          .map(({ state }) => state);
+      expect(held(hull.layers)).toEqual(["off", "off"]);
+      // Every other condition on memory stays: nothing shared, no file, no stack that grows.
+      for (const flags of [0x21, 0x122, 0x2]) {
+        const wrong = `return syscall("mmap", 0, 4096, 7, ${flags}, -1, 0)`;
+        expect(stopOf(await attack(hull, wrong))).toMatchObject({ syscall: "mmap" });
+      }
     },
   );
 
@@ -400,7 +427,7 @@ describe("leaving one layer out", () => {
 
 describe("the owned engine", () => {
   it.each(["owned", "typescript"])(
-    "is out of a sandbox's reach, like every engine but QuickJS: %s",
+    "is out of a sandbox's reach, like every engine that is not for scripts: %s",
     async (engine) => {
       await expect(Sandbox.create({ engine: engine as "quickjs" })).rejects.toMatchObject({
         code: "bad-option",

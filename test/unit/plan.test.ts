@@ -55,6 +55,17 @@ const names = (host: HostFacts) => planJail(host, REQUEST).layers.map(({ layer }
 const bits = (n = 0) => n.toString(2).replaceAll("0", "").length;
 
 describe("the plan", () => {
+  it("says which layers an engine that compiles cannot have, and asks for none of them", () => {
+    const held = statesOf(ROOT, { profile: "v8-jitless" });
+    const states = statesOf(ROOT, { profile: "v8" });
+    expect(held).toMatchObject({ mdwe: "on", "sealed-code": "on" });
+    expect(states).toEqual({ ...held, mdwe: "off", "sealed-code": "off" });
+    const plan = planJail(ROOT, { ...REQUEST, profile: "v8" });
+    expect(plan).toMatchObject({ mdwe: false, compiles: true });
+    expect(plan.layers.find(({ layer }) => layer === "mdwe")?.detail).toContain("not held: v8 compiles");
+    expect(planJail(ROOT, REQUEST)).toMatchObject({ mdwe: true, compiles: false });
+  });
+
   it("gives root's jail an own high id, a cgroup, and workers that are not dumpable", () => {
     const plan = planJail(ROOT, REQUEST);
     expect(plan).toMatchObject({

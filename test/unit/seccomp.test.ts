@@ -230,8 +230,24 @@ describe.each(ARCHES)("the quickjs filter on %s", (arch) => {
     });
   });
 
-  it("is the same for every kind of worker", () => {
-    for (const profile of Object.values(PROFILES)) {
+  it("is that of v8 but for code: where quickjs refuses PROT_EXEC, v8 does not, and nothing else differs", () => {
+    const executable = ["mmap", "mprotect", "pkey_mprotect"];
+    for (const [refusal, refused] of REFUSALS) {
+      const programs = [PROFILES.quickjs, PROFILES.v8].map((it) => compile(it, { arch, refusal }));
+      for (const call of Object.keys(SYSCALLS[arch]) as SyscallName[]) {
+        for (const prot of [0n, 1n, 3n, 5n, 7n, 8n, 0x1000007n, 1n << 32n]) {
+          const args = [3n, 0n, prot, 0x22n, 0xffffffffn, 0n] as const;
+          const data = { nr: numberOf(arch, call), arch: AUDIT_ARCH[arch], args: [...args] };
+          const [quickjs, v8] = programs.map((program) => interpret(program, data));
+          const code = executable.includes(call) && (prot === 5n || prot === 7n);
+          expect([call, prot, quickjs, v8]).toEqual([call, prot, code ? refused : v8, code ? SECCOMP.RET_ALLOW : quickjs]); // prettier-ignore
+        }
+      }
+    }
+  });
+
+  it("is the same for every other kind of worker", () => {
+    for (const profile of Object.values(PROFILES).filter(({ name }) => name !== "v8")) {
       for (const [refusal] of REFUSALS) {
         expect(compile(profile, { arch, refusal })).toEqual(compile(PROFILES.quickjs, { arch, refusal }));
       }

@@ -143,6 +143,7 @@ describe("a well-formed sequence", () => {
       maxCallBytes: 5,
       maxInFlight: 6,
       maxTimers: 7,
+      fuel: 12_345,
       clock: { mode: "coarse", stepMs: 8 },
       leastLevel: "warn",
       env: [
