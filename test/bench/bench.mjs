@@ -3,19 +3,19 @@
 import fs from "node:fs";
 import os from "node:os";
 import path from "node:path";
-import { spawnSync } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { parseArgs } from "node:util";
 import { callCount } from "#osjail/plan";
 import { ENGINES, startDoublehull } from "./doublehull.mjs";
 import { layerCosts, printLayers } from "./layers.mjs";
 import {
+  adoptOrphans,
   describeHost,
   HostWatch,
   median,
   memAvailableKb,
   now,
   pause,
-  quantile,
   shuffled,
   startEcho,
   takeTurns,
@@ -118,29 +118,29 @@ const SECTIONS = {
     return windows;
   },
 
-  /** What the n-th idle sandbox costs more than the first: KiB of the process tree, and of what the host can give. */
+  /**
+   * What each further idle sandbox costs beyond the first: KiB of the process tree, and of what the host can still give.
+   * In processes of their own, where no earlier run has left memory to be used again. With one, with many, and with one
+   * again: what the second difference is off tells what others did to the host's memory meanwhile.
+   */
   async memory({ all, watch }) {
     const figures = {};
-    for (const { name, idle } of all) {
-      if (idle === undefined) continue;
-      const at = async (count) => {
-        const end = await idle.start(count);
-        globalThis.gc?.();
-        await pause(200);
-        const seen = { ...treeMemoryKb(), availableKb: memAvailableKb() };
-        await end();
-        await pause(200);
-        return seen;
-      };
-      const [one, many] = [await at(1), await at(idle.many)];
-      const each = (key) => (many[key] - one[key]) / (idle.many - 1);
+    for (const { name, key, idle } of all.filter((contender) => contender.idle)) {
+      const seen = [];
+      for (const count of [1, idle.many, 1]) {
+        seen.push(await withIdle(key, count));
+        await watch.sample();
+      }
+      const [one, many, again] = seen;
+      const each = (what) => (many[what] - (one[what] + again[what]) / 2) / (idle.many - 1);
       figures[name] = {
         count: idle.many,
         privateKb: each("privateKb"),
         pssKb: each("pssKb"),
+        medianPrivateKb: many.medianPrivateKb,
         totalKb: -each("availableKb"),
+        totalOffKb: Math.abs(one.availableKb - again.availableKb) / (idle.many - 1),
       };
-      await watch.sample();
     }
     return figures;
   },
@@ -167,6 +167,27 @@ const SECTIONS = {
     return layerCosts({ engine, rounds: Math.ceil(rounds / 5), betweenRounds: watch.sample });
   },
 };
+
+async function withIdle(key, count) {
+  const argv = [
+    "--no-node-snapshot",
+    "--expose-gc",
+    path.join(import.meta.dirname, "once.mjs"),
+    key,
+    String(count),
+  ];
+  const child = spawn(process.execPath, argv, { stdio: ["pipe", "pipe", "inherit"] });
+  const ended = new Promise((resolve) => child.once("exit", resolve));
+  await new Promise((resolve, reject) => {
+    child.stdout.once("data", resolve);
+    child.once("exit", () => reject(new Error(`${key} with ${count} idle sandboxes ended at once`)));
+  });
+  await pause(200);
+  const seen = { ...treeMemoryKb(child.pid), availableKb: memAvailableKb() };
+  child.stdin.end();
+  await ended;
+  return seen;
+}
 
 // -- what was asked ----------------------------------------------------------------------------------------------------
 
@@ -228,10 +249,10 @@ function parse(argv) {
 /** Starts what is there; each has to give the right answer to every workload once before it may be measured. */
 async function startAll(kinds, absent) {
   const started = [];
-  for (const [name, start] of kinds) {
+  for (const [key, start, name = key] of kinds) {
     let contender;
     try {
-      contender = await start();
+      contender = { key, ...(await start()) };
       for (const workload of [TRIVIAL, ...WORKLOADS]) await runRight(contender, workload);
       started.push(contender);
     } catch (error) {
@@ -248,10 +269,11 @@ async function main(argv) {
   if (asked.peers) installPeers();
   const report = { host: describeHost(), rounds: asked.rounds, absent: [], noise: {}, figures: {} };
   const begun = now();
+  adoptOrphans();
   const echo = await startEcho();
   const watch = new HostWatch(echo);
   const ours = await startAll(
-    asked.engines.map((engine) => [`doublehull ${engine}`, () => startDoublehull(engine)]),
+    asked.engines.map((engine) => [engine, () => startDoublehull(engine), `doublehull ${engine}`]),
     report.absent,
   );
   const peers = await startAll(
@@ -271,10 +293,15 @@ async function main(argv) {
     echo.stop();
   }
   report.noise = watch.sections;
-  report.engines = Object.fromEntries(ours.map(({ name, engine }) => [name, { engine, calls: callCount(engine) }]));
+  report.engines = Object.fromEntries(
+    ours.map(({ name, engine }) => [name, { engine, calls: callCount(engine) }]),
+  );
   report.seconds = (now() - begun) / 1000;
   report.bars = judge(report, (section) => watch.tooBusy(section));
-  printTables(report, all.map(({ name }) => name));
+  printTables(
+    report,
+    all.map(({ name }) => name),
+  );
   if (report.figures.layers) printLayers(report.figures.layers);
   fs.writeFileSync(asked.json, `${JSON.stringify(report, null, 1)}\n`);
   console.log(`\n${report.seconds.toFixed(0)} s; raw figures: ${asked.json}`);

@@ -48,8 +48,7 @@ export async function startDoublehull(engine) {
   return {
     name: `doublehull ${engine}`,
     engine,
-    run: (workload) =>
-      valueOf(sandbox.run(source(workload), { input: workload.input, grants: { back } })),
+    run: (workload) => valueOf(sandbox.run(source(workload), { input: workload.input, grants: { back } })),
     settle: () => parked(sandbox, 2),
     atOnce: 8,
     hostCalls: { oneByOne: "await env.back.answer(i)", parallel: "env.back.answer(i)" },

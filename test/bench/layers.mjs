@@ -77,7 +77,9 @@ async function forkAndPark(variant) {
   variant.worker = worker;
   await new Promise((resolve, reject) => {
     worker.socket.once("data", resolve);
-    worker.socket.once("close", () => reject(new Error(`${variant.name}: the worker ended before it parked`)));
+    worker.socket.once("close", () =>
+      reject(new Error(`${variant.name}: the worker ended before it parked`)),
+    );
   });
 }
 
@@ -110,7 +112,11 @@ async function generation(wanted, rounds, { engine, host, refuse, betweenRounds 
         refuse(variant, error.message);
       }
     }
-    const contenders = variants.map((variant) => ({ name: variant.name, settle: () => bury(variant), variant }));
+    const contenders = variants.map((variant) => ({
+      name: variant.name,
+      settle: () => bury(variant),
+      variant,
+    }));
     const wall = await takeTurns(contenders, rounds, ({ variant }) => forkAndPark(variant), betweenRounds);
     return variants.map(({ name, cpuMs }) => ({ name, wallMs: wall[name], cpuMs: cpuMs.slice(-rounds) }));
   } finally {
@@ -134,7 +140,12 @@ export async function layerCosts({ rounds = 60, generations = 3, engine = "quick
   for (let i = 0; i < generations; i++) {
     const wanted = [...figures.keys()];
     const each = Math.ceil(rounds / generations);
-    for (const { name, wallMs, cpuMs } of await generation(wanted, each, { engine, host, refuse, betweenRounds })) {
+    for (const { name, wallMs, cpuMs } of await generation(wanted, each, {
+      engine,
+      host,
+      refuse,
+      betweenRounds,
+    })) {
       const all = figures.get(VARIANTS.find((variant) => variant.name === name));
       all.wallMs.push(...wallMs);
       all.cpuMs.push(...cpuMs);
@@ -161,8 +172,7 @@ export async function layerCosts({ rounds = 60, generations = 3, engine = "quick
 
 export function printLayers({ engine, rounds, generations, allOn, layers, refused }, print = console.log) {
   const ms = (value) => `${value >= 0 ? "+" : ""}${value.toFixed(3)}`;
-  const cost = ({ median, low, high }) =>
-    `${ms(median).padStart(7)} (${ms(low)} .. ${ms(high)})`.padEnd(28);
+  const cost = ({ median, low, high }) => `${ms(median).padStart(7)} (${ms(low)} .. ${ms(high)})`.padEnd(28);
   print(
     `\nWhat each kernel layer adds to one worker, ms (${engine}, ${rounds} rounds over ${generations} generations of zygotes, paired; in brackets 95 %).\n` +
       `All on: ${allOn.parkedMs.toFixed(2)} from fork to parked, ${allOn.cpuMs.toFixed(2)} of CPU in zygote and worker.\n`,

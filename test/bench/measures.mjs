@@ -3,6 +3,7 @@
 import { spawn } from "node:child_process";
 import fs from "node:fs";
 import os from "node:os";
+import { sys } from "#osjail/libc.ffi";
 
 export const now = () => performance.now();
 export const pause = (ms) => new Promise((go) => setTimeout(go, ms));
@@ -19,7 +20,7 @@ export function shuffled(list) {
 /**
  * Contenders take turns, in another order each round: whatever else the machine does meets all of them, and none always
  * runs in the same one's wake. `act(contender)` is timed; a contender with `every: n` takes part in each
- * n-th round, but in three at least. A third of the rounds, ten at most, come before and do not count. Resolves to
+ * n-th round, but in two at least. A third of the rounds, ten at most, come before and do not count. Resolves to
  * milliseconds by the contenders' names.
  */
 export async function takeTurns(contenders, rounds, act, betweenRounds) {
@@ -27,7 +28,7 @@ export async function takeTurns(contenders, rounds, act, betweenRounds) {
   for (let round = -Math.min(10, Math.ceil(rounds / 3)); round < rounds; round++) {
     if (round >= 0) await betweenRounds?.();
     for (const contender of shuffled(contenders)) {
-      const every = Math.max(1, Math.min(contender.every ?? 1, Math.floor(rounds / 3)));
+      const every = Math.max(1, Math.min(contender.every ?? 1, Math.floor(rounds / 2)));
       if (round % every !== 0 || (round < 0 && every > 1)) continue;
       const start = now();
       await act(contender);
@@ -59,10 +60,19 @@ function allProcesses() {
   return found;
 }
 
-/** This process and all that descends from it. */
-function ownTree() {
+/** man 2 PR_SET_CHILD_SUBREAPER */
+const SET_CHILD_SUBREAPER = 36;
+
+/**
+ * What a command leaves behind becomes our child, and stays one as a zombie: bwrap ends without waiting for its sandbox,
+ * whose CPU would be init's otherwise.
+ */
+export const adoptOrphans = () => sys("prctl", SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+
+/** A process and all that descends from it. */
+function treeOf(root) {
   const all = allProcesses();
-  const tree = new Map([[process.pid, all.get(process.pid)]]);
+  const tree = new Map([[root, all.get(root)]]);
   for (let grew = true; grew;) {
     grew = false;
     for (const found of all.values()) {
@@ -76,32 +86,36 @@ function ownTree() {
 
 /**
  * CPU of the whole tree so far, user and system, ms: supervisor, keepers, zygotes and workers, ended ones too, as each is
- * counted with the parent that waited for it (utime + stime + cutime + cstime). What an ended process left to init is lost.
+ * counted with the parent that waited for it (utime + stime + cutime + cstime).
  */
 export function treeCpuMs() {
-  return ownTree().reduce((sum, { ticks }) => sum + ticks, 0) * TICK_MS;
+  return treeOf(process.pid).reduce((sum, { ticks }) => sum + ticks, 0) * TICK_MS;
 }
 
 /** CPU of one process, its main thread alone, ms; exact while it sleeps. Linux, Documentation/scheduler/sched-stats.rst */
-export const threadCpuMs = (pid) => Number(fs.readFileSync(`/proc/${pid}/schedstat`, "latin1").split(" ")[0]) / 1e6;
+export const threadCpuMs = (pid) =>
+  Number(fs.readFileSync(`/proc/${pid}/schedstat`, "latin1").split(" ")[0]) / 1e6;
 
 export const childrenOf = (pid) =>
   fs.readFileSync(`/proc/${pid}/task/${pid}/children`, "latin1").trim().split(" ").map(Number);
 
-/** Memory of the whole tree, KiB: what would be free without it (private), and with shares of what is shared (pss). */
-export function treeMemoryKb() {
-  let [privateKb, pssKb] = [0, 0];
-  for (const { pid } of ownTree()) {
+/**
+ * Memory of a whole tree, KiB: what would be free without it (private), with shares of what is shared (pss), and the
+ * private memory of its median process.
+ */
+export function treeMemoryKb(root) {
+  const seen = treeOf(root).flatMap(({ pid }) => {
     try {
       const rollup = fs.readFileSync(`/proc/${pid}/smaps_rollup`, "latin1");
       const kb = (name) => Number(new RegExp(`^${name}:\\s+(\\d+)`, "m").exec(rollup)?.[1] ?? 0);
-      privateKb += kb("Private_Dirty") + kb("Private_Clean");
-      pssKb += kb("Pss");
+      return [{ privateKb: kb("Private_Dirty") + kb("Private_Clean"), pssKb: kb("Pss") }];
     } catch {
-      // it ended while it was looked at
+      return []; // it ended while it was looked at
     }
-  }
-  return { privateKb, pssKb };
+  });
+  const sum = (key) => seen.reduce((total, process) => total + process[key], 0);
+  const medianPrivateKb = median(seen.map(({ privateKb }) => privateKb));
+  return { privateKb: sum("privateKb"), pssKb: sum("pssKb"), medianPrivateKb };
 }
 
 /** What the host could still give away, KiB: the one figure that also knows page tables and kernel memory. */
@@ -111,7 +125,7 @@ export function memAvailableKb() {
 
 /** Arguments of the first process below us whose command line has this word. */
 export function commandLineWith(word) {
-  for (const { pid } of ownTree()) {
+  for (const { pid } of treeOf(process.pid)) {
     const line = fs.readFileSync(`/proc/${pid}/cmdline`, "latin1").split("\0");
     if (pid !== process.pid && line.some((argument) => argument.includes(word))) return line;
   }
@@ -200,7 +214,14 @@ export class HostWatch {
       echo: spread(echoMs),
     };
     const why = Object.keys(QUIET).filter((name) => noise[name] > QUIET[name]);
-    this.sections[section] = { seconds: (now() - wall) / 1000, quiet: why.length === 0, why, ...noise, loopMs, echoMs };
+    this.sections[section] = {
+      seconds: (now() - wall) / 1000,
+      quiet: why.length === 0,
+      why,
+      ...noise,
+      loopMs,
+      echoMs,
+    };
     return result;
   }
 

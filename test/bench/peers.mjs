@@ -303,7 +303,8 @@ function capture([command, ...args], stdin) {
     child.stderr.setEncoding("utf8").on("data", (text) => (said += text));
     child.once("error", reject).once("close", (code) => {
       if (code === 0) resolve(out);
-      else reject(new Error(`${path.basename(command)} ended with ${code}: ${said.trim().split("\n", 1)[0]}`));
+      else
+        reject(new Error(`${path.basename(command)} ended with ${code}: ${said.trim().split("\n", 1)[0]}`));
     });
     if (stdin !== undefined) child.stdin.end(stdin);
   });
@@ -363,7 +364,8 @@ async function denoRun() {
 
 async function bubblewrap() {
   const program = onPath("bwrap", "bubblewrap");
-  const jail = "--unshare-all --die-with-parent --new-session --ro-bind / / --dev /dev --proc /proc --tmpfs /tmp";
+  const jail =
+    "--unshare-all --die-with-parent --new-session --ro-bind / / --dev /dev --proc /proc --tmpfs /tmp";
   const argv = (source) => [program, ...jail.split(" "), process.execPath, "-e", source];
   await capture(argv("1"));
   return processPeer("bwrap node -e", argv, { cold: argv("console.log(1 + 1)") });

@@ -23,10 +23,9 @@ export function judge({ figures, engines }, tooBusy) {
   const { latency, saturated, memory, cold, speed } = figures;
   const calls = figures["host-calls"];
   for (const [name, { engine, calls: callCount }] of Object.entries(engines)) {
-    const row = (section, what, figure, most, bar, unit = "") => {
-      const quiet = section === undefined ? undefined : tooBusy(section);
+    const row = (section, what, figure, most, bar, unit = "", doubt = section && tooBusy(section)) => {
       const known = figure !== undefined && Number.isFinite(figure);
-      const why = known ? (quiet && `no verdict: ${quiet}`) : "nothing to compare with";
+      const why = known ? doubt && `no verdict: ${doubt}` : "nothing to compare with";
       const met = why ? undefined : most ? figure <= bar : figure >= bar;
       rows.push({ engine, what, figure: known ? figure : undefined, unit, most, bar, met, why });
     };
@@ -45,9 +44,19 @@ export function judge({ figures, engines }, tooBusy) {
       row("saturated", "runs per second / bwrap node -e", rate / middle(rates(saturated[BWRAP])), false, 15);
     }
     if (memory?.[name]) {
-      const { privateKb, totalKb } = memory[name];
-      row("memory", "private memory of a parked worker", privateKb, true, 1024, " KiB");
-      row("memory", "1000 parked, all that the host lost", (totalKb * 1000) / 2 ** 20, true, 1.5, " GiB");
+      // Whoever else computes does not change a size; who else takes or gives memory does change what the host has left.
+      const { medianPrivateKb, totalKb, totalOffKb } = memory[name];
+      row(undefined, "private memory of a parked worker", medianPrivateKb, true, 1024, " KiB");
+      const moved = totalOffKb > 0.05 * totalKb ? "others took or gave memory" : undefined;
+      row(
+        undefined,
+        "1000 parked, all that the host lost",
+        (totalKb * 1000) / 2 ** 20,
+        true,
+        1.5,
+        " GiB",
+        moved,
+      );
     }
     if (calls) {
       row("host-calls", "host call / socket echo", calls.us.oneByOne[name] / middle(calls.echoUs), true, 2.5);
@@ -76,10 +85,13 @@ function columns({ latency, workloads, saturated, memory, cold, ...figures }) {
     saturated && ["CPU ms /run", (name) => middle(cpuPerRun(saturated[name]))],
     memory && ["idle private MB", (name) => memory[name] && memory[name].privateKb / 1024],
     memory && ["idle PSS MB", (name) => memory[name] && memory[name].pssKb / 1024],
-    memory && ["idle total MB", (name) => memory[name] && memory[name].totalKb / 1024],
+    memory && ["idle total MB", (name) => known(memory[name])?.totalKb / 1024],
     cold && ["cold start ms", (name) => middle(cold[name])],
   ].filter(Boolean);
 }
+
+/** Nothing where others moved more of the host's memory than the sandboxes did. */
+const known = (memory) => (memory && memory.totalOffKb < 0.2 * memory.totalKb ? memory : undefined);
 
 const WIDTH = 34;
 const CELL = 9;
@@ -96,7 +108,7 @@ function table(names, wanted, cell, print) {
   const height = Math.max(...words.map((list) => list.length));
   for (let line = 0; line < height; line++) {
     const heading = words.map((list) => (list[line - height + list.length] ?? "").padStart(CELL));
-    print(`${"".padEnd(WIDTH)}${heading.join("")}`);
+    print(`${"".padEnd(WIDTH)}${heading.join("")}`.trimEnd());
   }
   for (const name of names) {
     print(`${name.padEnd(WIDTH)}${wanted.map((column) => cell(name, column).padStart(CELL)).join("")}`);
@@ -105,12 +117,18 @@ function table(names, wanted, cell, print) {
 
 export function printTables({ host, figures, absent, bars, engines, noise }, names, print = console.log) {
   const { cpus, model, kernel, node, date, load } = host;
-  print(`\n${date}, ${cpus} CPUs (${model}), Linux ${kernel}, Node ${node}, load ${load.map(shown).join(" ")}\n`);
+  print(
+    `\n${date}, ${cpus} CPUs (${model}), Linux ${kernel}, Node ${node}, load ${load.map(shown).join(" ")}\n`,
+  );
   const wanted = columns(figures);
   if (wanted.length > 0) {
-    print("Medians. One fresh sandbox for each run; CPU is that of the whole process tree.\n");
+    print(
+      "Medians. One fresh sandbox for each run; CPU and memory are those of the whole process tree. Cold: from\n" +
+        "nothing to the first result, a library in a Node process that starts for it, doublehull by its command.\n",
+    );
     table(names, wanted, (name, [, figure]) => shown(figure(name)), print);
-    if (figures.latency) print(`${ECHO.padEnd(WIDTH)}${shown(middle(figures.latency.ms[ECHO])).padStart(CELL)}`);
+    if (figures.latency)
+      print(`${ECHO.padEnd(WIDTH)}${shown(middle(figures.latency.ms[ECHO])).padStart(CELL)}`);
     const [base] = Object.keys(engines);
     const others = names.filter((name) => name !== base);
     if (base !== undefined && others.length > 0) {
@@ -135,9 +153,13 @@ export function printTables({ host, figures, absent, bars, engines, noise }, nam
   for (const { engine, what, figure, unit, most, bar, met, why } of bars) {
     const verdict = why ?? (met ? "met" : "NOT MET");
     const limit = `${most ? "<=" : ">="} ${bar}${unit}`;
-    print(`${engine.padEnd(11)} ${what.padEnd(42)} ${(shown(figure) + unit).padStart(11)}  bar ${limit.padEnd(12)} ${verdict}`);
+    print(
+      `${engine.padEnd(11)} ${what.padEnd(42)} ${(shown(figure) + unit).padStart(11)}  bar ${limit.padEnd(12)} ${verdict}`,
+    );
   }
-  print("\nThe host meanwhile: share of the CPUs that others used, that was stolen; spread of a fixed loop, of the echo");
+  print(
+    "\nThe host meanwhile: share of the CPUs that others used, that was stolen; spread of a fixed loop, of the echo",
+  );
   for (const [section, { foreign, stolen, loop, echo, quiet, seconds }] of Object.entries(noise)) {
     const share = (value) => `${(value * 100).toFixed(0)} %`.padStart(6);
     print(

@@ -80,7 +80,10 @@ export async function scriptSpeed(engine, { pairs = 30, between }) {
   const sandbox = await createSandbox(engine);
   try {
     const line = commandLineWith("keeper-main.js");
-    const flags = line.slice(1, line.findIndex((argument) => argument.includes("keeper-main.js")));
+    const flags = line.slice(
+      1,
+      line.findIndex((argument) => argument.includes("keeper-main.js")),
+    );
     const { memoryMb } = sandbox.limits;
     const source = speedSource(SPEED_N[engine]);
     const inside = { run: () => valueOf(sandbox.run(source, { grants: { clock: clock() } })) };
@@ -117,5 +120,12 @@ if (process.argv[1] === self) {
   if (memoryMb !== undefined) await outside(engine, Number(memoryMb));
   const start = now();
   const { ratio, low, high, jail, outside: out } = await scriptSpeed(engine ?? "quickjs", {});
-  console.log({ ratio, low, high, jail: median(jail), outside: median(out), seconds: (now() - start) / 1000 });
+  console.log({
+    ratio,
+    low,
+    high,
+    jail: median(jail),
+    outside: median(out),
+    seconds: (now() - start) / 1000,
+  });
 }

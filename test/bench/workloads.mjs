@@ -60,6 +60,6 @@ export const SPEED_N = { quickjs: 28, "v8-jitless": 29, v8: 32 };
 export async function runRight(contender, workload) {
   const value = await contender.run(workload);
   if (!workload.right(value)) {
-    throw new Error(`${workload.name} gave ${String(JSON.stringify(value)).slice(0, 80)}`);
+    throw new Error(`${workload.name} gave ${JSON.stringify({ value }).slice(0, 80)}`);
   }
 }
