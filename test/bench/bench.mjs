@@ -164,7 +164,7 @@ const SECTIONS = {
 
   async layers({ ours, rounds, watch }) {
     const engine = ours[0]?.engine ?? "quickjs";
-    return layerCosts({ engine, rounds: Math.ceil(rounds / 5), betweenRounds: watch.sample });
+    return layerCosts({ engine, rounds: Math.ceil(rounds * 0.3), betweenRounds: watch.sample });
   },
 };
 
@@ -266,7 +266,8 @@ async function startAll(kinds, absent) {
 async function main(argv) {
   const asked = parse(argv);
   if (asked.help) return void process.stdout.write(HELP);
-  if (asked.peers) installPeers();
+  const alone = asked.sections.every((section) => section === "speed" || section === "layers");
+  if (asked.peers && !alone) installPeers();
   const report = { host: describeHost(), rounds: asked.rounds, absent: [], noise: {}, figures: {} };
   const begun = now();
   adoptOrphans();
@@ -277,7 +278,7 @@ async function main(argv) {
     report.absent,
   );
   const peers = await startAll(
-    Object.entries(PEERS).filter(([key]) => asked.peers || key === "plainNode"),
+    Object.entries(PEERS).filter(([key]) => !alone && (asked.peers || key === "plainNode")),
     report.absent,
   );
   const all = [...ours, ...peers];

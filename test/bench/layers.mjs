@@ -2,13 +2,12 @@
 // lab and for measuring alone. One zygote for each layer that is off and two with all on, of which the second shows what
 // chance does; they fork in turns, and each is compared with the first within the same round. A layer that is entered
 // once, in the zygote, costs a worker what inheriting it costs.
-// node test/bench/layers.mjs [ROUNDS]
-import { fileURLToPath } from "node:url";
+// npm run bench -- --only layers
 import { readHost } from "#osjail/host";
 import { planJail } from "#osjail/plan";
 import { Zygote } from "#osjail/zygote-client";
 import { launchEngine } from "#server/hull";
-import { childrenOf, median, now, quantile, shuffled, takeTurns, threadCpuMs } from "./measures.mjs";
+import { childrenOf, median, quantile, shuffled, takeTurns, threadCpuMs } from "./measures.mjs";
 
 const ALL_ON = "all layers";
 const CONTROL = "all layers, a second time";
@@ -183,10 +182,4 @@ export function printLayers({ engine, rounds, generations, allOn, layers, refuse
     print(`${what.padEnd(28)} ${cost(costMs)} ${cost(costCpuMs)}`);
   }
   for (const { layer, why } of refused) print(`${layer.padEnd(28)} cannot be switched here: ${why}`);
-}
-
-if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  const start = now();
-  printLayers(await layerCosts({ rounds: Number(process.argv[2] ?? 100) }));
-  console.log(`\n${((now() - start) / 1000).toFixed(0)} s`);
 }

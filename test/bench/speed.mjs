@@ -6,7 +6,7 @@ import fs from "node:fs";
 import { fileURLToPath } from "node:url";
 import { clock } from "doublehull/hostapi";
 import { createSandbox, valueOf } from "./doublehull.mjs";
-import { commandLineWith, median, now, pause, quantile } from "./measures.mjs";
+import { commandLineWith, median, pause, quantile } from "./measures.mjs";
 import { SPEED_N, speedSource } from "./workloads.mjs";
 
 const self = fileURLToPath(import.meta.url);
@@ -115,17 +115,4 @@ export async function scriptSpeed(engine, { pairs = 30, between }) {
   }
 }
 
-if (process.argv[1] === self) {
-  const [engine, memoryMb] = process.argv.slice(2);
-  if (memoryMb !== undefined) await outside(engine, Number(memoryMb));
-  const start = now();
-  const { ratio, low, high, jail, outside: out } = await scriptSpeed(engine ?? "quickjs", {});
-  console.log({
-    ratio,
-    low,
-    high,
-    jail: median(jail),
-    outside: median(out),
-    seconds: (now() - start) / 1000,
-  });
-}
+if (process.argv[1] === self) await outside(process.argv[2], Number(process.argv[3]));
