@@ -164,7 +164,7 @@ const SECTIONS = {
 
   async layers({ ours, rounds, watch }) {
     const engine = ours[0]?.engine ?? "quickjs";
-    return layerCosts({ engine, rounds: Math.ceil(rounds * 0.3), betweenRounds: watch.sample });
+    return layerCosts({ engine, rounds: Math.max(60, Math.ceil(rounds * 0.3)), betweenRounds: watch.sample });
   },
 };
 
@@ -298,7 +298,7 @@ async function main(argv) {
     ours.map(({ name, engine }) => [name, { engine, calls: callCount(engine) }]),
   );
   report.seconds = (now() - begun) / 1000;
-  report.bars = judge(report, (section) => watch.tooBusy(section));
+  report.bars = judge(report, watch.tooBusy);
   printTables(
     report,
     all.map(({ name }) => name),

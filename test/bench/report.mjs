@@ -122,10 +122,11 @@ export function printTables({ host, figures, absent, bars, engines, noise }, nam
   );
   const wanted = columns(figures);
   if (wanted.length > 0) {
-    print(
-      "Medians. One fresh sandbox for each run; CPU and memory are those of the whole process tree. Cold: from\n" +
-        "nothing to the first result, a library in a Node process that starts for it, doublehull by its command.\n",
-    );
+    print("Medians. One fresh sandbox for each run; CPU and memory are those of the whole process tree.");
+    if (figures.cold) {
+      print("Cold: with nothing running, a library in a Node process of its own, doublehull by its command.");
+    }
+    print("");
     table(names, wanted, (name, [, figure]) => shown(figure(name)), print);
     if (figures.latency)
       print(`${ECHO.padEnd(WIDTH)}${shown(middle(figures.latency.ms[ECHO])).padStart(CELL)}`);
@@ -160,11 +161,11 @@ export function printTables({ host, figures, absent, bars, engines, noise }, nam
   print(
     "\nThe host meanwhile: share of the CPUs that others used, that was stolen; spread of a fixed loop, of the echo",
   );
-  for (const [section, { foreign, stolen, loop, echo, quiet, seconds }] of Object.entries(noise)) {
+  for (const [section, { foreign, stolen, loop, echo, why, seconds }] of Object.entries(noise)) {
     const share = (value) => `${(value * 100).toFixed(0)} %`.padStart(6);
     print(
       `${section.padEnd(11)} ${share(foreign)} ${share(stolen)} ${loop.toFixed(2).padStart(6)} ${echo.toFixed(2).padStart(6)}` +
-        `  ${quiet ? "quiet" : "too busy to judge"} (${seconds.toFixed(0)} s)`,
+        `  ${why.length === 0 ? "quiet" : `too busy to judge: ${why.join(", ")}`} (${seconds.toFixed(0)} s)`,
     );
   }
 }
