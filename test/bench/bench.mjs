@@ -149,7 +149,10 @@ const SECTIONS = {
   async cold({ all, watch }) {
     const starting = all.filter(({ cold }) => cold).map(({ name, cold }) => ({ name, cold }));
     const act = ({ name, cold: [command, ...args] }) => {
-      const { status, stderr } = spawnSync(command, args, { stdio: ["ignore", "ignore", "pipe"] });
+      const { status, stderr } = spawnSync(command, args, {
+        stdio: ["ignore", "ignore", "pipe"],
+        encoding: "utf8",
+      });
       if (status !== 0) throw new Error(`cold start of ${name}: ${stderr}`);
     };
     return takeTurns(starting, 8, act, watch.sample);
@@ -206,21 +209,26 @@ in test/bench/peers. bubblewrap, socat and ripgrep are used where they are on PA
 
 class UsageError extends Error {}
 
-function parse(argv) {
-  const options = {
-    rounds: { type: "string", default: "200" },
-    only: { type: "string" },
-    engine: { type: "string" },
-    "no-peers": { type: "boolean", default: false },
-    json: { type: "string" },
-    help: { type: "boolean", default: false },
-  };
-  let values;
+function parseOptions(args) {
   try {
-    ({ values } = parseArgs({ args: argv, options }));
+    return parseArgs({
+      args,
+      options: {
+        rounds: { type: "string", default: "200" },
+        only: { type: "string" },
+        engine: { type: "string" },
+        "no-peers": { type: "boolean", default: false },
+        json: { type: "string" },
+        help: { type: "boolean", default: false },
+      },
+    }).values;
   } catch (error) {
     throw new UsageError(error.message.split(". ", 1)[0], { cause: error });
   }
+}
+
+function parse(argv) {
+  const values = parseOptions(argv);
   const list = (name, known) => {
     const wanted = values[name]?.split(",") ?? known;
     const wrong = wanted.find((one) => !known.includes(one));
