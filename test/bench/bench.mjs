@@ -1,310 +1,325 @@
-// Speed beside the peers, in one run, as ratios. npm run bench [-- --rounds 300] [--json FILE]
-// What is compared takes turns, so that whatever else the machine does meets all of them; medians are quoted, raw
-// figures kept. A run whose peers vary too much among themselves says so instead of giving a verdict.
-import { execFileSync, spawn, spawnSync } from "node:child_process";
+// Speed, CPU and memory beside the peers, in one run. What is compared takes turns, medians are quoted, raw figures are
+// kept with the host and the date, and where the host was too busy meanwhile there is no verdict. npm run bench [-- --help]
 import fs from "node:fs";
-import { createRequire } from "node:module";
 import os from "node:os";
 import path from "node:path";
+import { spawn, spawnSync } from "node:child_process";
 import { parseArgs } from "node:util";
-import { fileURLToPath } from "node:url";
-import { getQuickJS } from "quickjs-emscripten";
-import { z } from "zod";
-import { Sandbox } from "doublehull";
-import { capability, method } from "#hostapi/capability";
+import { callCount } from "#osjail/plan";
+import { ENGINES, startDoublehull } from "./doublehull.mjs";
+import { layerCosts, printLayers } from "./layers.mjs";
+import {
+  adoptOrphans,
+  describeHost,
+  HostWatch,
+  median,
+  memAvailableKb,
+  now,
+  pause,
+  shuffled,
+  startEcho,
+  takeTurns,
+  treeCpuMs,
+  treeMemoryKb,
+} from "./measures.mjs";
+import { installPeers, PEERS } from "./peers.mjs";
+import { judge, printTables } from "./report.mjs";
+import { scriptSpeed } from "./speed.mjs";
+import { HOST_CALLS, hostCallWorkloads, runRight, TRIVIAL, WORKLOADS } from "./workloads.mjs";
 
-const here = path.dirname(fileURLToPath(import.meta.url));
-const { values: args } = parseArgs({
-  options: {
-    rounds: { type: "string", default: "300" },
-    json: { type: "string" },
-    "no-peers": { type: "boolean" },
-  },
-});
-const ROUNDS = Number(args.rounds);
-const SCRIPT = "export default () => 1 + 1";
-
-const quantile = (list, q) =>
-  [...list].sort((a, b) => a - b)[Math.min(list.length - 1, Math.floor(list.length * q))];
-const now = () => performance.now();
-
-async function timed(run) {
-  const start = now();
-  await run();
-  return now() - start;
-}
-
-// -- the peers ---------------------------------------------------------------------------------------------------------
-
-function isolatedVm() {
-  const home = path.join(here, "peers");
-  if (!fs.existsSync(path.join(home, "node_modules/isolated-vm"))) {
-    console.error("installing isolated-vm beside the bench (it may have to compile: a minute)");
-    spawnSync("npm", ["install", "--no-audit", "--no-fund", "--no-package-lock"], {
-      cwd: home,
-      stdio: "ignore",
-    });
-  }
-  try {
-    return createRequire(path.join(home, "package.json"))("isolated-vm");
-  } catch (error) {
-    console.error(`isolated-vm is not available (${error.message.split("\n")[0]}): its rows are left out`);
-    return undefined;
-  }
-}
-
-function freshIsolate(ivm) {
-  const isolate = new ivm.Isolate({ memoryLimit: 64 });
-  const context = isolate.createContextSync();
-  isolate.compileScriptSync("1 + 1").runSync(context);
-  isolate.dispose();
-}
-
-// Node's event loop to a synchronous child and back, 64 bytes: the floor for anything that asks another process.
-async function echoPeer() {
-  const code =
-    "const fs=require('fs');const b=Buffer.alloc(64);for(;;){const n=fs.readSync(3,b);if(!n)break;fs.writeSync(3,b,0,n)}";
-  const child = spawn(process.execPath, ["-e", code], { stdio: ["ignore", "ignore", "inherit", "pipe"] });
-  const socket = child.stdio[3];
-  const message = Buffer.alloc(64);
-  let answer;
-  socket.on("data", () => answer());
-  const echo = () => new Promise((resolve) => ((answer = resolve), socket.write(message)));
-  await echo();
-  return { echo, end: () => child.kill("SIGKILL") };
-}
+const AT_ONCE = 50;
 
 // -- what is measured --------------------------------------------------------------------------------------------------
 
-async function latency(sandbox, quickjs, ivm, echo) {
-  const contenders = {
-    doublehull: () => sandbox.run(SCRIPT),
-    echo: () => echo(),
-    "quickjs context": () => quickjs.newContext().dispose(),
-    ...(ivm && { "isolated-vm isolate": () => freshIsolate(ivm) }),
-  };
-  const samples = Object.fromEntries(Object.keys(contenders).map((name) => [name, []]));
-  for (let i = -20; i < ROUNDS; i++) {
-    for (const [name, run] of Object.entries(contenders)) {
-      const ms = await timed(run);
-      if (i >= 0) samples[name].push(ms);
+/** The sections, in order. Each is given everything and returns its raw figures. */
+const SECTIONS = {
+  /** One trivial script at a time, request to answer; then doublehull and the echo alone, for their tails. */
+  async latency({ ours, all, echo, rounds, watch }) {
+    const act = (contender) => (contender === echo ? echo.run() : runRight(contender, TRIVIAL));
+    return {
+      ms: await takeTurns([echo, ...all], rounds, act, watch.sample),
+      tailMs: await takeTurns([echo, ...ours], 2 * rounds, act),
+    };
+  },
+
+  async workloads({ all, rounds, watch }) {
+    const figures = {};
+    for (const workload of WORKLOADS) {
+      const wanted = Math.max(3, Math.round(rounds * workload.share));
+      const act = (contender) => runRight(contender, workload);
+      figures[workload.name] = await takeTurns(all, wanted, act, watch.sample);
     }
-    // The pool parks the next worker meanwhile, as it does between the requests of a service.
-    await parked(sandbox);
-  }
-  return samples;
-}
+    return figures;
+  },
 
-// Calls of a capability that does nothing: what the way there and back costs, in microseconds a call.
-async function hostCalls(echo) {
-  const CALLS = 1000;
-  const answer = method({
-    doc: "Its argument.",
-    params: { value: z.unknown() },
-    effect: "read",
-    run: ({ value }) => value,
-  });
-  const grants = { back: capability("back", { answer }) };
-  const limits = { wallMs: 60_000, cpuMs: 60_000, hostCalls: CALLS, callBytes: 4_194_304 };
-  const sandbox = await Sandbox.create({ image: "fast-run", parked: 2, limits });
-  const scripts = {
-    "one after another": `for (let i = 0; i < ${CALLS}; i++) await env.back.answer(i)`,
-    "in parallel": `await Promise.all(Array.from({ length: ${CALLS} }, (_, i) => env.back.answer(i)))`,
-    "4 MB there and back": "await env.back.answer(bytes)",
-    nothing: "",
-  };
-  const figures = { echo: [], ...Object.fromEntries(Object.keys(scripts).map((name) => [name, []])) };
-  for (let round = 0; round < Math.max(10, ROUNDS / 15); round++) {
-    for (const [name, body] of Object.entries(scripts)) {
-      const source = `const bytes = new Uint8Array(4e6); export default async (_, env) => { ${body} }`;
-      const outcome = await sandbox.run(source, { grants });
-      if (outcome.status !== "ok")
-        throw new Error(`${name}: ${JSON.stringify(outcome.stop ?? outcome.error)}`);
-      figures[name].push((outcome.usage.wallMs * 1000) / (name.startsWith("4 MB") ? 1 : CALLS));
+  /** 50 requests in one go, until the last has its answer. */
+  async "at-once"({ all, rounds, watch }) {
+    const act = (contender) =>
+      Promise.all(Array.from({ length: AT_ONCE }, () => runRight(contender, TRIVIAL)));
+    const slower = all.map((contender) => ({ ...contender, every: contender.every && 3 }));
+    return takeTurns(slower, Math.max(3, Math.round(rounds * 0.03)), act, watch.sample);
+  },
+
+  /** Microseconds a call, less what the run costs without one; and 4 MB there and back in one call. */
+  async "host-calls"({ ours, all, echo, rounds, watch }) {
+    const wanted = Math.max(5, Math.round(rounds / 20));
+    const figures = {};
+    for (const kind of ["none", "oneByOne", "parallel"]) {
+      const taking = all.filter(({ hostCalls }) => hostCalls && hostCallWorkloads(hostCalls)[kind]);
+      const act = (contender) => runRight(contender, hostCallWorkloads(contender.hostCalls)[kind]);
+      figures[kind] = await takeTurns(taking, wanted, act, watch.sample);
     }
-    figures.echo.push(
-      ((await timed(async () => {
-        for (let i = 0; i < CALLS; i++) await echo();
-      })) *
-        1000) /
-        CALLS,
-    );
-  }
-  await sandbox.close();
-  return figures;
-}
-
-async function parked(sandbox) {
-  while ((await sandbox.state()).every((pool) => pool.parked < 2))
-    await new Promise((go) => setTimeout(go, 1));
-}
-
-async function saturated(run, seconds) {
-  const end = now() + seconds * 1000;
-  let done = 0;
-  const loop = async () => {
-    while (now() < end) {
-      await run();
-      done++;
+    const usPerCall = (kind) =>
+      Object.fromEntries(
+        Object.entries(figures[kind]).map(([name, list]) => [
+          name,
+          ((median(list) - median(figures.none[name])) * 1000) / HOST_CALLS,
+        ]),
+      );
+    const large = {
+      name: "host calls of 4 MB",
+      body: "const bytes = new Uint8Array(4e6); return (await env.back.answer(bytes)).length",
+      right: (value) => value === 4e6,
+    };
+    const echoes = [];
+    for (let i = 0; i < wanted; i++) {
+      const start = now();
+      for (let call = 0; call < HOST_CALLS; call++) await echo.run();
+      echoes.push(((now() - start) * 1000) / HOST_CALLS);
     }
-  };
-  const start = now();
-  await Promise.all(Array.from({ length: 8 }, loop));
-  return (done / (now() - start)) * 1000;
-}
+    return {
+      ms: figures,
+      us: { oneByOne: usPerCall("oneByOne"), parallel: usPerCall("parallel") },
+      echoUs: echoes,
+      largeMs: await takeTurns(ours, wanted, (contender) => runRight(contender, large), watch.sample),
+    };
+  },
 
-// Private memory of the children of the zygote, from smaps_rollup: what a parked worker costs on top of the image.
-function workerMemory(zygoteOf) {
-  const rows = [];
-  for (const pid of fs.readdirSync("/proc").filter((name) => /^\d+$/.test(name))) {
-    try {
-      const stat = fs.readFileSync(`/proc/${pid}/stat`, "latin1");
-      const parent = Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]);
-      if (!zygoteOf.has(parent)) continue;
-      const rollup = fs.readFileSync(`/proc/${pid}/smaps_rollup`, "latin1");
-      const kb = (name) => Number(new RegExp(`^${name}:\\s+(\\d+)`, "m").exec(rollup)?.[1] ?? 0);
-      rows.push({ privateKb: kb("Private_Dirty") + kb("Private_Clean"), pssKb: kb("Pss") });
-    } catch {
-      // a process that ended while it was looked at
-    }
-  }
-  return rows;
-}
-
-function descendants(pid) {
-  const found = new Set([pid]);
-  for (let grew = true; grew;) {
-    grew = false;
-    for (const name of fs.readdirSync("/proc").filter((name) => /^\d+$/.test(name))) {
-      try {
-        const stat = fs.readFileSync(`/proc/${name}/stat`, "latin1");
-        const parent = Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]);
-        if (found.has(parent) && !found.has(Number(name))) {
-          found.add(Number(name));
-          grew = true;
-        }
-      } catch {
-        // ended meanwhile
+  /** As many as go, in windows of a second; with the CPU that the whole process tree used for them. */
+  async saturated({ all, watch }) {
+    const windows = Object.fromEntries(all.map(({ name }) => [name, []]));
+    for (let round = 0; round < 3; round++) {
+      await watch.sample();
+      for (const contender of shuffled(all)) {
+        const { name, run, settle, atOnce = 1 } = contender;
+        const cpu = treeCpuMs();
+        const start = now();
+        let done = 0;
+        const lane = async () => {
+          for (; now() < start + 1000; done++) await run(TRIVIAL);
+        };
+        await Promise.all(Array.from({ length: atOnce }, lane));
+        const seconds = (now() - start) / 1000;
+        await settle?.();
+        await pause(20); // the last ones are buried: their CPU counts then
+        windows[name].push({ done, seconds, cpuMs: treeCpuMs() - cpu });
       }
     }
-  }
-  found.delete(pid);
-  return found;
-}
+    return windows;
+  },
 
-function coldStart() {
-  const cli = path.join(here, "../../dist/server/cli.js");
-  const samples = { "doublehull run -e": [], "node -e 1": [] };
-  for (let i = 0; i < 12; i++) {
-    for (const [name, argv] of [
-      ["doublehull run -e", [cli, "run", "-e", "1+1"]],
-      ["node -e 1", ["-e", "1"]],
-    ]) {
-      const start = now();
-      execFileSync(process.execPath, argv, { stdio: "ignore" });
-      if (i >= 2) samples[name].push(now() - start);
+  /**
+   * What each further idle sandbox costs beyond the first: KiB of the process tree, and of what the host can still give.
+   * In processes of their own, where no earlier run has left memory to be used again. With one, with many, and with one
+   * again: what the second difference is off tells what others did to the host's memory meanwhile.
+   */
+  async memory({ all, watch }) {
+    const figures = {};
+    for (const { name, key, idle } of all.filter((contender) => contender.idle)) {
+      const seen = [];
+      for (const count of [1, idle.many, 1]) {
+        seen.push(await withIdle(key, count));
+        await watch.sample();
+      }
+      const [one, many, again] = seen;
+      const each = (what) => (many[what] - (one[what] + again[what]) / 2) / (idle.many - 1);
+      figures[name] = {
+        count: idle.many,
+        privateKb: each("privateKb"),
+        pssKb: each("pssKb"),
+        medianPrivateKb: many.medianPrivateKb,
+        totalKb: -each("availableKb"),
+        totalOffKb: Math.abs(one.availableKb - again.availableKb) / (idle.many - 1),
+      };
     }
-  }
-  return samples;
-}
+    return figures;
+  },
 
-// -- the report --------------------------------------------------------------------------------------------------------
+  /** Nothing is running, and then there is a first result. */
+  async cold({ all, watch }) {
+    const starting = all.filter(({ cold }) => cold).map(({ name, cold }) => ({ name, cold }));
+    const act = ({ name, cold: [command, ...args] }) => {
+      const { status, stderr } = spawnSync(command, args, {
+        stdio: ["ignore", "ignore", "pipe"],
+        encoding: "utf8",
+      });
+      if (status !== 0) throw new Error(`cold start of ${name}: ${stderr}`);
+    };
+    return takeTurns(starting, 8, act, watch.sample);
+  },
 
-const report = {
-  date: new Date().toISOString(),
-  host: {
-    cpus: os.cpus().length,
-    model: os.cpus()[0]?.model,
-    kernel: os.release(),
-    node: process.version,
-    load: os.loadavg(),
+  /** In the jail and out of it, the same engine with the same flags. */
+  async speed({ ours, watch }) {
+    const figures = {};
+    for (const { name, engine } of ours) figures[name] = await scriptSpeed(engine, { between: watch.sample });
+    return figures;
+  },
+
+  async layers({ ours, rounds, watch }) {
+    const engine = ours[0]?.engine ?? "quickjs";
+    return layerCosts({ engine, rounds: Math.max(60, Math.ceil(rounds * 0.3)), betweenRounds: watch.sample });
   },
 };
-const ivm = args["no-peers"] ? undefined : isolatedVm();
-const quickjs = await getQuickJS();
-const peer = await echoPeer();
-const sandbox = await Sandbox.create({ image: "fast-run", parked: 2 });
 
-report.latencyMs = await latency(sandbox, quickjs, ivm, peer.echo);
-const zygotes = descendants(process.pid);
-report.parkedMemoryKb = workerMemory(zygotes).filter(({ privateKb }) => privateKb < 8192);
-report.runsPerSecond = { doublehull: await saturated(() => sandbox.run(SCRIPT), 5) };
-if (ivm) report.runsPerSecond["isolated-vm isolate"] = await saturated(async () => freshIsolate(ivm), 3);
-await sandbox.close();
-report.hostCallUs = await hostCalls(peer.echo);
-peer.end();
-report.coldStartMs = coldStart();
-
-const medians = Object.fromEntries(
-  Object.entries(report.latencyMs).map(([name, list]) => [name, quantile(list, 0.5)]),
-);
-const spread = quantile(report.latencyMs.echo, 0.9) / medians.echo;
-const row = (what, figure, bar, met) =>
-  console.log(`${what.padEnd(58)} ${figure.padStart(10)}  bar ${bar.padEnd(8)} ${met ? "met" : "NOT MET"}`);
-const ms = (value) => `${value.toFixed(2)} ms`;
-
-console.log(
-  "\nmedians:",
-  Object.entries(medians)
-    .map(([name, value]) => `${name} ${ms(value)}`)
-    .join(", "),
-);
-console.log(
-  "runs per second:",
-  Object.entries(report.runsPerSecond)
-    .map(([name, value]) => `${name} ${value.toFixed(0)}`)
-    .join(", "),
-);
-const tail = (name) => quantile(report.latencyMs[name], 0.99) / medians[name];
-if (ivm) {
-  const ratio = medians.doublehull / medians["isolated-vm isolate"];
-  row("parked latency / fresh isolate of isolated-vm", ratio.toFixed(2), "<= 0.4", ratio <= 0.4);
-  const rate = report.runsPerSecond.doublehull / report.runsPerSecond["isolated-vm isolate"];
-  row("saturated runs per second / the same", rate.toFixed(2), ">= 1", rate >= 1);
+async function withIdle(key, count) {
+  const argv = [
+    "--no-node-snapshot",
+    "--expose-gc",
+    path.join(import.meta.dirname, "once.mjs"),
+    key,
+    String(count),
+  ];
+  const child = spawn(process.execPath, argv, { stdio: ["pipe", "pipe", "inherit"] });
+  const ended = new Promise((resolve) => child.once("exit", resolve));
+  await new Promise((resolve, reject) => {
+    child.stdout.once("data", resolve);
+    child.once("exit", () => reject(new Error(`${key} with ${count} idle sandboxes ended at once`)));
+  });
+  await pause(200);
+  const seen = { ...treeMemoryKb(child.pid), availableKb: memAvailableKb() };
+  child.stdin.end();
+  await ended;
+  return seen;
 }
-row(
-  "p99/p50 of parked latency / that of a socket echo",
-  (tail("doublehull") / tail("echo")).toFixed(2),
-  "<= 2",
-  tail("doublehull") / tail("echo") <= 2,
-);
-const calls = Object.fromEntries(
-  Object.entries(report.hostCallUs).map(([name, list]) => [name, quantile(list, 0.5)]),
-);
-const oneByOne = calls["one after another"] - calls.nothing;
-row(
-  `host call, one after another (${oneByOne.toFixed(0)} us) / socket echo (${calls.echo.toFixed(0)} us)`,
-  (oneByOne / calls.echo).toFixed(2),
-  "<= 2.5",
-  oneByOne / calls.echo <= 2.5,
-);
-const inParallel = calls["in parallel"] - calls.nothing;
-row("host call, 1000 in parallel", `${inParallel.toFixed(1)} us`, "<= 30", inParallel <= 30);
-console.log(`4 MB there and back in one call: ${(calls["4 MB there and back"] / 1000).toFixed(1)} ms`);
-const cold = Object.fromEntries(
-  Object.entries(report.coldStartMs).map(([name, list]) => [name, quantile(list, 0.5)]),
-);
-const coldRatio = cold["doublehull run -e"] / cold["node -e 1"];
-row(
-  `cold start (${ms(cold["doublehull run -e"])}) / node -e 1 (${ms(cold["node -e 1"])})`,
-  coldRatio.toFixed(2),
-  "<= 5",
-  coldRatio <= 5,
-);
-row(
-  "parked latency / fresh process by node -e",
-  (medians.doublehull / cold["node -e 1"]).toFixed(3),
-  "<= 0.025",
-  medians.doublehull / cold["node -e 1"] <= 0.025,
-);
-const memory =
-  quantile(
-    report.parkedMemoryKb.map(({ privateKb }) => privateKb),
-    0.5,
-  ) ?? 0;
-row("private memory of a parked worker", `${memory} KiB`, "<= 1024", memory <= 1024);
-if (spread > 2)
-  console.log(
-    `\nThe socket echo itself varied by ${spread.toFixed(1)}: this host is too busy for a verdict.`,
+
+// -- what was asked ----------------------------------------------------------------------------------------------------
+
+const HELP = `Usage: npm run bench -- [options]
+
+Measures doublehull beside its peers, in one run of about five minutes. The first run installs the peers
+in test/bench/peers. bubblewrap, socat and ripgrep are used where they are on PATH (Debian's packages of that name).
+
+  --rounds N       rounds of the trivial script; the others follow (default 200)
+  --only LIST      these sections alone: ${Object.keys(SECTIONS).join(", ")}
+  --engine LIST    these engines of doublehull: ${ENGINES.join(", ")}
+  --no-peers       doublehull, the socket echo and node -e alone
+  --json FILE      where the raw figures go (default: a file in ${os.tmpdir()})
+  --help
+`;
+
+class UsageError extends Error {}
+
+function parseOptions(args) {
+  try {
+    return parseArgs({
+      args,
+      options: {
+        rounds: { type: "string", default: "200" },
+        only: { type: "string" },
+        engine: { type: "string" },
+        "no-peers": { type: "boolean", default: false },
+        json: { type: "string" },
+        help: { type: "boolean", default: false },
+      },
+    }).values;
+  } catch (error) {
+    throw new UsageError(error.message.split(". ", 1)[0], { cause: error });
+  }
+}
+
+function parse(argv) {
+  const values = parseOptions(argv);
+  const list = (name, known) => {
+    const wanted = values[name]?.split(",") ?? known;
+    const wrong = wanted.find((one) => !known.includes(one));
+    if (wrong !== undefined) throw new UsageError(`--${name} ${wrong}: there are ${known.join(", ")}`);
+    return known.filter((one) => wanted.includes(one));
+  };
+  const rounds = Number(values.rounds);
+  if (!Number.isInteger(rounds) || rounds < 10 || rounds > 100_000) {
+    throw new UsageError(`--rounds ${values.rounds}: give a whole number from 10 to 100000`);
+  }
+  const day = new Date().toISOString().replaceAll(":", "").slice(0, 15);
+  const json = values.json ?? path.join(os.tmpdir(), `doublehull-bench-${day}.json`);
+  if (!fs.existsSync(path.dirname(path.resolve(json)))) {
+    throw new UsageError(`--json ${json}: there is no such directory`);
+  }
+  return {
+    help: values.help,
+    rounds,
+    sections: list("only", Object.keys(SECTIONS)),
+    engines: list("engine", ENGINES),
+    peers: !values["no-peers"],
+    json,
+  };
+}
+
+/** Starts what is there; each has to give the right answer to every workload once before it may be measured. */
+async function startAll(kinds, absent) {
+  const started = [];
+  for (const [key, start, name = key] of kinds) {
+    let contender;
+    try {
+      contender = { key, ...(await start()) };
+      for (const workload of [TRIVIAL, ...WORKLOADS]) await runRight(contender, workload);
+      started.push(contender);
+    } catch (error) {
+      await contender?.stop();
+      absent.push({ name, why: String(error.message).split("\n", 1)[0] });
+    }
+  }
+  return started;
+}
+
+async function main(argv) {
+  const asked = parse(argv);
+  if (asked.help) return void process.stdout.write(HELP);
+  const alone = asked.sections.every((section) => section === "speed" || section === "layers");
+  if (asked.peers && !alone) installPeers();
+  const report = { host: describeHost(), rounds: asked.rounds, absent: [], noise: {}, figures: {} };
+  const begun = now();
+  adoptOrphans();
+  const echo = await startEcho();
+  const watch = new HostWatch(echo);
+  const ours = await startAll(
+    asked.engines.map((engine) => [engine, () => startDoublehull(engine), `doublehull ${engine}`]),
+    report.absent,
   );
-if (args.json) fs.writeFileSync(args.json, `${JSON.stringify(report, null, 1)}\n`);
+  const peers = await startAll(
+    Object.entries(PEERS).filter(([key]) => !alone && (asked.peers || key === "plainNode")),
+    report.absent,
+  );
+  const all = [...ours, ...peers];
+  try {
+    for (const section of asked.sections) {
+      process.stderr.write(`${section} ... `);
+      const act = () => SECTIONS[section]({ ours, all, echo, rounds: asked.rounds, watch });
+      report.figures[section] = await watch.during(section, act);
+      process.stderr.write(`${watch.sections[section].seconds.toFixed(0)} s\n`);
+    }
+  } finally {
+    await Promise.all(all.map((contender) => contender.stop()));
+    echo.stop();
+  }
+  report.noise = watch.sections;
+  report.engines = Object.fromEntries(
+    ours.map(({ name, engine }) => [name, { engine, calls: callCount(engine) }]),
+  );
+  report.seconds = (now() - begun) / 1000;
+  report.bars = judge(report, watch.tooBusy);
+  printTables(
+    report,
+    all.map(({ name }) => name),
+  );
+  if (report.figures.layers) printLayers(report.figures.layers);
+  fs.writeFileSync(asked.json, `${JSON.stringify(report, null, 1)}\n`);
+  console.log(`\n${report.seconds.toFixed(0)} s; raw figures: ${asked.json}`);
+}
+
+try {
+  await main(process.argv.slice(2));
+} catch (error) {
+  if (!(error instanceof UsageError)) throw error;
+  console.error(`bench: ${error.message}\nTry npm run bench -- --help`);
+  process.exitCode = 2;
+}
