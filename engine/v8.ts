@@ -319,7 +319,7 @@ class V8Image implements Image {
     this.#act = () => void (answer = act());
     try {
       this.#enter.applySync(undefined, []);
-    } catch (error) {
+    } catch {
       if (this.#isolate.isDisposed) this.#stop("memory", "out of memory");
       else if (this.#evaluating !== undefined) this.#lookAtMain(this.#evaluating);
     }
@@ -365,7 +365,7 @@ function describe(error: Error, files: readonly string[]): { name: string; messa
   if (INDESCRIBABLE.test(message)) message = "";
   const [own = ""] = stack.split("\n    at (<isolated-vm boundary>)");
   const frames = own.split("\n").filter((line) => files.some((file) => inFile(line, file)));
-  return { name: String(error.name), message, stack: [place, ...frames].join("\n") };
+  return { name: error.name, message, stack: [place, ...frames].join("\n") };
 }
 
 const inFile = (line: string, file: string): boolean =>
@@ -376,7 +376,7 @@ function loadIsolatedVm(): IsolatedVm {
     return createRequire(import.meta.url)("isolated-vm") as IsolatedVm;
   } catch (cause) {
     const [why = ""] = cause instanceof Error ? cause.message.split("\n") : [];
-    throw new EngineUnavailable(`isolated-vm does not load under Node ${process.versions.node}: ${why}`, {
+    throw new EngineUnavailable(`isolated-vm does not load: ${why}`, {
       cause,
     });
   }

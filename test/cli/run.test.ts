@@ -199,7 +199,7 @@ describe("a mistake of the caller is told with exit code 2 and nothing on the st
     [["run", "-e", "1", "--limit", "toString=9"], /no limit "toString"/],
     [["run", "-e", "1", "--input", "{"], /not JSON/],
     [["run", "-e", "1", "--input", '{"__proto__":1}'], /cannot cross/],
-    [["run", "-e", "1", "--engine", "v9"], /Allowed choices/],
+    [["run", "-e", "1", "--engine", "v9"], /Known are quickjs/],
     [["run", "-e", "1", "--hull", "none"], /Allowed choices/],
     [["run", "-e", "1", "--type", "json"], /Allowed choices/],
     [["run", "-e", "1", "--module", "lib"], /NAME=FILE/],

@@ -114,11 +114,16 @@ describe("who may import whom", () => {
     expect(shown(wrong)).toEqual([]);
   });
 
-  test("engine knows no operating system: of Node it imports nothing but the module loader's door", () => {
+  test("engine knows no operating system: of Node it imports the module loader's door and V8's own switches", () => {
     const ofNode = importsIn("engine").filter(({ what }) =>
       /^(?:node:|fs$|net$|os$|process$|child_process$)/.test(what),
     );
-    expect(shown(ofNode)).toEqual(["engine/typescript.ts -> node:module"]);
+    expect(shown(ofNode)).toEqual([
+      "engine/typescript.ts -> node:module",
+      "engine/v8.ts -> node:module",
+      "engine/v8.ts -> node:v8",
+      "engine/v8.ts -> node:vm",
+    ]);
   });
 
   test("engine reaches for no process by its global name", () => {
