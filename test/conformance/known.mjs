@@ -6,6 +6,12 @@
 const ABSENT = 0.9;
 const LEAST = 5;
 
+/** Tests that a guest of ours fails where the bare engine would not, because it is to; each with what is meant by it. */
+const DELIBERATE = {
+  "language/expressions/dynamic-import/await-import-evaluation.js":
+    "waits in a loop for the clock, which stands still while a guest computes (test/contract, clock)",
+};
+
 const directoryOf = (path) => path.slice(0, path.lastIndexOf("/"));
 const fileOf = (path) => path.slice(path.lastIndexOf("/") + 1);
 /** "built-ins/Array", "language/statements/for-of", "staging/sm/Array": what has a page of its own. */
@@ -20,11 +26,19 @@ const entriesOf = ({ path, modes, failures }) =>
  * @param known what `describeFailures` made, or undefined: nothing is known
  */
 export function isKnown(known, { path, features }, mode) {
+  if (DELIBERATE[path] !== undefined) return true;
   if (known === undefined) return false;
   if (features.some((feature) => known.absent[feature] !== undefined)) return true;
   const listed = known.areas[areaOf(path)]?.tests[directoryOf(path)];
   if (listed === undefined) return false;
   return listed === "all" || listed.includes(fileOf(path)) || listed.includes(`${fileOf(path)} ${mode}`);
+}
+
+/** Whether a test stands in the data by its own name, so that it is news when it passes. */
+export function isListed(known, { path, features }) {
+  if (known === undefined || features.some((feature) => known.absent[feature] !== undefined)) return false;
+  const listed = known.areas[areaOf(path)]?.tests[directoryOf(path)] ?? [];
+  return listed !== "all" && listed.some((entry) => entry.split(" ")[0] === fileOf(path));
 }
 
 /**
@@ -43,7 +57,10 @@ export function describeFailures(results, header) {
   }
   const isAbsent = ([, { failing, of }]) => failing >= LEAST && failing >= ABSENT * of;
   const absent = Object.fromEntries([...byFeature].filter(isAbsent).sort(byName));
-  const rest = results.filter(({ features }) => !features.some((feature) => absent[feature] !== undefined));
+  const rest = results.filter(
+    ({ path, features }) =>
+      DELIBERATE[path] === undefined && !features.some((feature) => absent[feature] !== undefined),
+  );
   const areas = {};
   const whole = new Map();
   for (const result of rest) {
@@ -65,11 +82,18 @@ export function describeFailures(results, header) {
       if (failing === of && of >= LEAST) area.tests[dir] = "all";
     }
   }
-  const ours = results.flatMap(({ path, failures }) => failures.filter(isOurs).map(({ mode, why }) => `${path} (${mode}): ${why}`)); // prettier-ignore
-  return { ...header, absent, areas: Object.fromEntries(Object.entries(areas).sort(byName)), ours };
+  const failing = results.filter(({ failures }) => failures.length > 0);
+  const deliberate = failing.flatMap(({ path }) => (DELIBERATE[path] === undefined ? [] : [[path, DELIBERATE[path]]])); // prettier-ignore
+  return {
+    ...header,
+    deliberate: Object.fromEntries(deliberate),
+    ours: failing.filter(({ path, failures }) => failures.some(({ bare }) => isOurs({ path, bare }))).map(({ path }) => path), // prettier-ignore
+    absent,
+    areas: Object.fromEntries(Object.entries(areas).sort(byName)),
+  };
 }
 
 const byName = ([a], [b]) => (a < b ? -1 : 1);
 
 /** Fails in the jail and not on the bare engine. */
-export const isOurs = ({ bare }) => bare === "passed";
+export const isOurs = ({ path, bare }) => bare === "passed" && DELIBERATE[path] === undefined;

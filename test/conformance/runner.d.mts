@@ -20,6 +20,7 @@ export interface Known {
   absent: Record<string, { failing: number; of: number }>;
   areas: Record<string, { failing: number; of: number; tests: Record<string, string[] | "all"> }>;
   ours: string[];
+  deliberate: Record<string, string>;
 }
 export const LAST_WALL_MS: number;
 export function openJail(options: {
@@ -31,7 +32,7 @@ export function openJail(options: {
 export function listTests(suite: string, choice?: { filter?: string; sample?: number }): string[];
 export function runTests(
   jail: Jail,
-  options: { suite: string; paths: readonly string[]; jobs: number; bare?: boolean },
+  options: { engine?: string; suite: string; paths: readonly string[]; jobs: number },
 ): Promise<{ results: Result[]; skipped: Record<string, number>; programs: number }>;
 export function describeFailures<H extends object>(results: readonly Result[], header: H): H & Known;
 export function compare(

@@ -3,7 +3,7 @@ import { createHash } from "node:crypto";
 import fs from "node:fs";
 import path from "node:path";
 import { runBare } from "./bare.mjs";
-import { isKnown, isOurs } from "./known.mjs";
+import { isKnown, isListed, isOurs } from "./known.mjs";
 import { outOfScope, programsOf, readFrontmatter, verdict } from "./suite.mjs";
 
 export { openJail } from "./jail.mjs";
@@ -52,9 +52,9 @@ function readersOf(suite) {
 /**
  * Runs tests in the jail, `jobs` at a time, then what failed on the bare engine.
  * `results`: `{ path, features, modes, failures: [{ mode, why, bare }] }` in the order of the paths; `bare` is "passed" or
- * why it fails there, and undefined where this engine has no bare one. `skipped`: how many tests for which reason.
+ * why it fails there. `skipped`: how many tests for which reason.
  */
-export async function runTests(jail, { suite, paths, jobs, bare = true, onProgress = () => {} }) {
+export async function runTests(jail, { engine = "quickjs", suite, paths, jobs, onProgress = () => {} }) {
   const has = await jail.globals();
   const files = readersOf(suite);
   const [results, skipped, late] = [[], {}, []];
@@ -84,11 +84,9 @@ export async function runTests(jail, { suite, paths, jobs, bare = true, onProgre
   for (const [result, program] of late) note(result, program, await jail.run(program, LAST_WALL_MS));
   results.sort((a, b) => (a.path < b.path ? -1 : 1));
   const failures = new Map(results.flatMap((r) => r.failures.map((failure) => [failure.program, failure])));
-  if (bare) {
-    await runBare([...failures.keys()], { jobs, wallMs: WALL_MS }, (program, seen) => {
-      failures.get(program).bare = verdict(program, seen) ?? "passed";
-    });
-  }
+  await runBare([...failures.keys()], { engine, jobs, wallMs: WALL_MS }, (program, seen) => {
+    failures.get(program).bare = verdict(program, seen) ?? "passed";
+  });
   for (const failure of failures.values()) delete failure.program;
   return { results, skipped, programs };
 }
@@ -106,16 +104,13 @@ function note(result, program, seen) {
  */
 export function compare(known, results) {
   const news = { fresh: [], ours: [], healed: [] };
-  for (const { path, features, modes, failures } of results) {
+  for (const { path, features, failures } of results) {
     for (const failure of failures) {
       const line = { path, ...failure };
       if (!isKnown(known, { path, features }, failure.mode)) news.fresh.push(line);
-      if (isOurs(failure)) news.ours.push(line);
+      if (isOurs(line)) news.ours.push(line);
     }
-    const listed = !features.some((feature) => known?.absent[feature] !== undefined);
-    if (failures.length === 0 && listed && modes > 0 && isKnown(known, { path, features }, undefined)) {
-      news.healed.push({ path });
-    }
+    if (failures.length === 0 && isListed(known, { path, features })) news.healed.push({ path });
   }
   return news;
 }
