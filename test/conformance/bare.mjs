@@ -141,7 +141,12 @@ async function observeV8({ type, name, source, modules }) {
 if (process.argv[2] === "serve" && process.send !== undefined) {
   const quickjs = process.argv[3] === "quickjs" ? await getQuickJS() : undefined;
   process.on("unhandledRejection", () => {}); // a test may leave one
-  process.on("message", async ({ program, wallMs }) => {
-    process.send(quickjs === undefined ? await observeV8(program) : observeQuickJS(quickjs, program, wallMs));
-  });
+  const observe = async ({ program, wallMs }) =>
+    quickjs === undefined ? observeV8(program) : observeQuickJS(quickjs, program, wallMs);
+  process.on("message", (job) =>
+    observe(job).then(
+      (seen) => process.send(seen),
+      () => process.exit(1),
+    ),
+  );
 }

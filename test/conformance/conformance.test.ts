@@ -155,8 +155,8 @@ describe("known failures", () => {
   const known = describeFailures(all, {}) as Known;
 
   test("are kept by feature where an engine has it not, and else by name and mode", () => {
-    expect(known.absent).toEqual({ New: { failing: 10, of: 10 } });
-    expect(known.areas["built-ins/Array"]).toEqual({
+    expect(known.engineLacks).toEqual({ New: { failing: 10, of: 10 } });
+    expect(known.engineFails["built-ins/Array"]).toEqual({
       failing: 2,
       of: 3,
       tests: { "built-ins/Array/of": ["a.js", "c.js sloppy"] },

@@ -1,6 +1,6 @@
-// Failures that are known, as data that stays small: features that the engine does not have, by name, and of the rest
-// the tests themselves, by area and directory. A test that fails and is in neither is news; so is one of an area that
-// passes again, for the count says how many there were.
+// Failures that are known, as data that stays small: features that the engine lacks, by name, and of the rest what it
+// fails, by area and directory; all of these fail on the bare engine, too. What is `ours` is to be nothing. A test that
+// fails and is in none of them is news; so is one that stands there by its own name and passes.
 
 /** A feature counts as absent when all but so few of its tests fail; those pass because they ask for an error. */
 const ABSENT = 0.9;
@@ -28,16 +28,17 @@ const entriesOf = ({ path, modes, failures }) =>
 export function isKnown(known, { path, features }, mode) {
   if (DELIBERATE[path] !== undefined) return true;
   if (known === undefined) return false;
-  if (features.some((feature) => known.absent[feature] !== undefined)) return true;
-  const listed = known.areas[areaOf(path)]?.tests[directoryOf(path)];
+  if (features.some((feature) => known.engineLacks[feature] !== undefined)) return true;
+  const listed = known.engineFails[areaOf(path)]?.tests[directoryOf(path)];
   if (listed === undefined) return false;
   return listed === "all" || listed.includes(fileOf(path)) || listed.includes(`${fileOf(path)} ${mode}`);
 }
 
 /** Whether a test stands in the data by its own name, so that it is news when it passes. */
 export function isListed(known, { path, features }) {
-  if (known === undefined || features.some((feature) => known.absent[feature] !== undefined)) return false;
-  const listed = known.areas[areaOf(path)]?.tests[directoryOf(path)] ?? [];
+  if (known === undefined || features.some((feature) => known.engineLacks[feature] !== undefined))
+    return false;
+  const listed = known.engineFails[areaOf(path)]?.tests[directoryOf(path)] ?? [];
   return listed !== "all" && listed.some((entry) => entry.split(" ")[0] === fileOf(path));
 }
 
@@ -88,12 +89,14 @@ export function describeFailures(results, header) {
     ...header,
     deliberate: Object.fromEntries(deliberate),
     ours: failing.filter(({ path, failures }) => failures.some(({ bare }) => isOurs({ path, bare }))).map(({ path }) => path), // prettier-ignore
-    absent,
-    areas: Object.fromEntries(Object.entries(areas).sort(byName)),
+    engineLacks: absent,
+    engineFails: Object.fromEntries(Object.entries(areas).sort(byName)),
   };
 }
 
 const byName = ([a], [b]) => (a < b ? -1 : 1);
 
-/** Fails in the jail and not on the bare engine. */
-export const isOurs = ({ path, bare }) => bare === "passed" && DELIBERATE[path] === undefined;
+export const isDeliberate = (path) => DELIBERATE[path] !== undefined;
+
+/** Fails in the jail and not on the bare engine, and is not meant to. */
+export const isOurs = ({ path, bare }) => bare === "passed" && !isDeliberate(path);

@@ -17,8 +17,8 @@ export interface Jail {
   close(): Promise<void>;
 }
 export interface Known {
-  absent: Record<string, { failing: number; of: number }>;
-  areas: Record<string, { failing: number; of: number; tests: Record<string, string[] | "all"> }>;
+  engineLacks: Record<string, { failing: number; of: number }>;
+  engineFails: Record<string, { failing: number; of: number; tests: Record<string, string[] | "all"> }>;
   ours: string[];
   deliberate: Record<string, string>;
 }
