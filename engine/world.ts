@@ -82,7 +82,7 @@ export function world(
   makeWeb: MakeWeb,
 ): WorldControl {
   const uncurry = (f: any) => Function.prototype.call.bind(f) as (...args: any[]) => any;
-  const { apply, ownKeys, getPrototypeOf, getOwnPropertyDescriptor } = Reflect;
+  const { apply, defineProperty, ownKeys, getPrototypeOf, getOwnPropertyDescriptor } = Reflect;
   const { freeze, create } = Object;
   const slice = uncurry(String.prototype.slice);
   const indexOf = uncurry(String.prototype.indexOf);
@@ -107,8 +107,26 @@ export function world(
   const codec = makeCodec();
   const { put } = codec;
   const define = (target: object, name: PropertyKey, value: unknown): void => put(target, name, value, false);
+  /** `then` asks a promise for its constructor (ECMA-262 SpeciesConstructor): one of ours must not ask the guest. */
+  const unseen = (promise: unknown): unknown => {
+    define(promise as object, "constructor", undefined);
+    return promise;
+  };
   const global = globalThis as any;
   const dateNow = Date.now; // the engine's host side holds it still, or not: that is the clock grant's matter
+  /**
+   * A function as built-in ones are (ECMA-262 section 18): its own name and length, no constructor, and of its text
+   * only that it is native, which a bound function says of itself.
+   */
+  const bind = uncurry(Function.prototype.bind);
+  const native = <F extends (...args: any[]) => unknown>(name: string, length: number, f: F): F => {
+    const built = bind(f, undefined);
+    const fact = (key: string, value: unknown) =>
+      defineProperty(built, key, { __proto__: null, value, configurable: true } as PropertyDescriptor);
+    fact("length", length);
+    fact("name", name);
+    return built;
+  };
   let [input, env, lastMissing] = [undefined as unknown, undefined as any, ""];
   let [maxResultBytes, maxLogBytes, maxTimers, startMs, virtual] = [0, 0, 0, 0, false];
 
@@ -332,11 +350,12 @@ export function world(
   const unawaited = print("warn", 3);
   const consoleObject: any = {};
   const LEVELS = ["debug", "log", "info", "warn", "error"];
-  for (let i = 0; i < LEVELS.length; i++) consoleObject[LEVELS[i]!] = print(LEVELS[i]!, i);
-  consoleObject.trace = consoleObject.debug;
-  consoleObject.assert = (ok: unknown, ...args: unknown[]) => {
+  for (let i = 0; i < LEVELS.length; i++)
+    consoleObject[LEVELS[i]!] = native(LEVELS[i]!, 0, print(LEVELS[i]!, i));
+  consoleObject.trace = native("trace", 0, print("debug", 0));
+  consoleObject.assert = native("assert", 0, (ok: unknown, ...args: unknown[]) => {
     if (!ok) apply(consoleObject.error, undefined, ["Assertion failed", ...args]);
-  };
+  });
   define(global, "console", consoleObject);
 
   // -- clock ----------------------------------------------------------------------------------------------------
@@ -345,7 +364,7 @@ export function world(
     global,
     "performance",
     freeze({
-      now: () => dateNow() - startMs,
+      now: native("now", 0, () => dateNow() - startMs),
       get timeOrigin() {
         return startMs;
       },
@@ -409,14 +428,15 @@ export function world(
     s3 = rotate(s3, 11);
     return result;
   };
-  define(Math, "random", () => ((randomWord() >>> 5) * 67108864 + (randomWord() >>> 6)) / 9007199254740992);
+  const random = () => ((randomWord() >>> 5) * 67108864 + (randomWord() >>> 6)) / 9007199254740992;
+  define(Math, "random", native("random", 0, random));
   const [Uint8, Words] = [Uint8Array, Uint32Array];
   const hex = "0123456789abcdef";
   define(
     global,
     "crypto",
     freeze({
-      getRandomValues<T>(array: T): T {
+      getRandomValues: native("getRandomValues", 1, <T>(array: T): T => {
         let [buffer, offset, length] = [undefined as any, 0, 0];
         try {
           [buffer, offset, length] = [bufferOf(array), offsetOf(array), lengthOf(array)];
@@ -427,8 +447,8 @@ export function world(
         const view = new Uint8(buffer, offset, length);
         for (let i = 0; i < length; i++) view[i] = randomByte();
         return array;
-      },
-      randomUUID(): string {
+      }),
+      randomUUID: native("randomUUID", 0, (): string => {
         let out = "";
         for (let i = 0; i < 16; i++) {
           let byte = randomByte();
@@ -438,7 +458,7 @@ export function world(
           out += hex[byte >> 4]! + hex[byte & 15]!;
         }
         return out;
-      },
+      }),
     }),
   );
   // -- timers and microtasks ------------------------------------------------------------------------------------
@@ -522,16 +542,18 @@ export function world(
       before = timer;
     }
   };
-  define(global, "setTimeout", (f: unknown, ms?: unknown, ...args: unknown[]) =>
-    addTimer("setTimeout", f, ms, false, args),
-  );
-  define(global, "setInterval", (f: unknown, ms?: unknown, ...args: unknown[]) =>
-    addTimer("setInterval", f, ms, true, args),
-  );
-  define(global, "clearTimeout", clearTimer);
-  define(global, "clearInterval", clearTimer);
-  const resolved = PromiseCtor.resolve();
-  define(global, "queueMicrotask", (f: unknown) => {
+  const offer = (name: string, length: number, f: (...args: any[]) => unknown): void =>
+    define(global, name, native(name, length, f));
+  const timerFunction =
+    (name: string, repeat: boolean) =>
+    (f: unknown, ms?: unknown, ...args: unknown[]): number =>
+      addTimer(name, f, ms, repeat, args);
+  offer("setTimeout", 1, timerFunction("setTimeout", false));
+  offer("setInterval", 1, timerFunction("setInterval", true));
+  offer("clearTimeout", 0, clearTimer);
+  offer("clearInterval", 0, clearTimer);
+  const resolved = unseen(PromiseCtor.resolve());
+  offer("queueMicrotask", 1, (f: unknown) => {
     if (typeof f !== "function") throw new TypeError("queueMicrotask: the argument must be a function");
     then(resolved, () => void apply(f as () => void, undefined, []));
   });
@@ -540,29 +562,9 @@ export function world(
   delete global.SharedArrayBuffer;
   delete global.Atomics;
 
-  // -- what nobody relies on changing ---------------------------------------------------------------------------
-  const proto = (value: unknown): object => getPrototypeOf(value as object) as object;
-  const generator = function* () {};
-  const asyncGenerator = async function* () {};
-  for (const intrinsic of [
-    global.Reflect,
-    global.JSON,
-    proto([].values()),
-    proto(new Map().keys()),
-    proto(new Set().keys()),
-    proto(""[Symbol.iterator]()),
-    proto(proto([].values())),
-    proto(generator),
-    proto(generator()),
-    proto(asyncGenerator),
-    proto(asyncGenerator()),
-    proto(async () => {}),
-  ]) {
-    freeze(intrinsic);
-  }
-
   // What fails while a result is being told (the memory may be used up) is told like an error of the script.
-  const settle = (promise: unknown): void => void then(then(promise, succeed), undefined, fail);
+  const settle = (promise: unknown): void =>
+    void then(unseen(then(unseen(promise), succeed)), undefined, fail);
   /** What `fetch` asks: a request that changes nothing needs only the right to read. */
   const requester = (http: any): unknown => {
     if (http === undefined || http === null) return undefined;

@@ -397,7 +397,11 @@ export function stubs(port: StubPort): Stubs {
       const { text, blobs } = encode(value, "the callback's answer");
       answer("[" + id + ",true," + text + "]", blobs);
     };
-    then(then(done, settle), undefined, (error: unknown) => refuse(id, error));
+    // `then` asks a promise for its constructor (ECMA-262 SpeciesConstructor), and would ask the guest's.
+    put(done, "constructor", undefined, false);
+    const settled = then(done, settle);
+    put(settled, "constructor", undefined, false);
+    then(settled, undefined, (error: unknown) => refuse(id, error));
   };
 
   // -- env --------------------------------------------------------------------------------------------------------

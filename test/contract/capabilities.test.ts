@@ -454,6 +454,17 @@ describe.each(ENGINES)("capabilities on %s", (engine) => {
       });
     });
 
+    test("answer without asking what the guest put in the place of a promise's constructor", async () => {
+      const caller = capability("caller", { call: reading({ f: callback() }, ({ f }) => f()) });
+      const body = `
+        let armed = false;
+        const real = Promise;
+        const get = () => { if (armed) throw new Error("asked"); return real; };
+        Object.defineProperty(Promise.prototype, "constructor", { get });
+        return await env.c.call(() => { armed = true; queueMicrotask(() => { armed = false; }); return 7; })`;
+      expect(await value(body, { c: caller })).toBe(7);
+    });
+
     test("come home as the functions that they are", async () => {
       const body =
         "const f = () => 1; const other = await env.e.say([f]); return [other[0] === f, other[0]()]";

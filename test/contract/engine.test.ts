@@ -546,6 +546,35 @@ describe.each(ENGINES)("the engine %s", (engine) => {
   });
 
   describe("clock, randomness and timers", () => {
+    test("what it has beside the language looks like built-in functions", async () => {
+      const functions = [
+        ["Math", "random", 0],
+        ["console", "log", 0],
+        ["performance", "now", 0],
+        ["crypto", "getRandomValues", 1],
+        ["crypto", "randomUUID", 0],
+        ["globalThis", "setTimeout", 1],
+        ["globalThis", "clearInterval", 0],
+        ["globalThis", "queueMicrotask", 1],
+      ] as const;
+      const program = `const isConstructor = (f) => { try { new f(() => {}); return true } catch { return false } };
+        input.map(([owner, name]) => {
+          const f = (owner === "globalThis" ? globalThis : globalThis[owner])[name];
+          const { writable, configurable, enumerable } = Object.getOwnPropertyDescriptor(f, "name");
+          return [f.name, f.length, isConstructor(f), /\\{\\s*\\[native code\\]\\s*\\}$/.test(String(f)), [writable, enumerable, configurable]];
+        })`;
+      const looks = functions.map(([, name, length]) => [name, length, false, true, [false, false, true]]);
+      expect(valueOf(await run(program, { type: "script", input: functions }))).toEqual(looks);
+    });
+
+    test("the language's own objects may be changed, as the language says", async () => {
+      const program = `const protos = [Reflect, JSON, Math, ...[[].values(), new Map().keys(), new Set().keys(), ""[Symbol.iterator](),
+          [].values().__proto__, function* () {}, (function* () {})(), async function* () {}, async () => {}].map(Object.getPrototypeOf)];
+        protos.map((one) => [Object.isExtensible(one), ...Reflect.ownKeys(one).map((key) => Object.getOwnPropertyDescriptor(one, key))
+          .filter(({ value }) => typeof value === "function").map(({ configurable }) => configurable)].every(Boolean))`;
+      expect(valueOf(await run(program, script))).toEqual(Array.from({ length: 12 }, () => true));
+    });
+
     test("the clock is today's and stands still while the guest computes", async () => {
       const before = Date.now();
       const program = `const a = [Date.now(), new Date().getTime(), performance.now()];
@@ -708,6 +737,7 @@ describe.each(ENGINES)("the engine %s", (engine) => {
       ["the iterator's next", "Object.getPrototypeOf([][Symbol.iterator]()).next = () => ({ done: true })"],
       ["index setters", "for (const i of [0, 1, 2, 3, 4]) Object.defineProperty(Array.prototype, i, { set() { throw 'fake' }, get: () => 'fake' })"], // prettier-ignore
       ["Promise.prototype.then", "Promise.prototype.then = (f) => f('fake'); Promise.resolve = Promise.reject = () => 'fake'"], // prettier-ignore
+      ["the constructor of promises", "Object.defineProperty(Promise.prototype, 'constructor', { get() { throw 'fake' } })"], // prettier-ignore
       ["Object's statics", "for (const k of Object.getOwnPropertyNames(Object)) if (typeof Object[k] === 'function' && k !== 'prototype') Object[k] = () => { throw 'fake' }"], // prettier-ignore
       ["Reflect", "for (const k of Object.getOwnPropertyNames(Reflect)) Reflect[k] = () => { throw 'fake' }"],
       ["Map, Set and Date", "for (const C of [Map, Set, Date]) for (const k of Object.getOwnPropertyNames(C.prototype)) if (k !== 'constructor') Object.defineProperty(C.prototype, k, { value: () => { throw 'fake' } })"], // prettier-ignore
