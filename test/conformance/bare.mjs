@@ -143,10 +143,12 @@ if (process.argv[2] === "serve" && process.send !== undefined) {
   process.on("unhandledRejection", () => {}); // a test may leave one
   const observe = async ({ program, wallMs }) =>
     quickjs === undefined ? observeV8(program) : observeQuickJS(quickjs, program, wallMs);
-  process.on("message", (job) =>
-    observe(job).then(
-      (seen) => process.send(seen),
-      () => process.exit(1),
-    ),
-  );
+  const answer = async (job) => {
+    try {
+      process.send(await observe(job));
+    } catch {
+      process.exit(1); // the engine broke: the parent sees the exit
+    }
+  };
+  process.on("message", (job) => void answer(job));
 }
