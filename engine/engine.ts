@@ -95,6 +95,11 @@ export interface Image {
   rehearse(spend: (spare: Image) => void): void;
   /** A throw-away evaluation in the image itself, for the same reason. Called once, after the fork. */
   warm(): void;
+  /**
+   * To be called right before the image is forked, if it is there. The fork must have happened before the moment that
+   * this gives (performance.now), else it is to be done again; and in the child nothing may run before that moment.
+   */
+  beforeFork?(): number;
   /** Takes the one job of this process. `send` is synchronous; after a `result` the guest is not stepped again. */
   load(job: Job, send: (message: GuestMessage) => void): Guest;
 }

@@ -26,11 +26,13 @@ export interface Module {
 
 export interface Script {
   runSync(context: Context, options: { reference: true }): Reference;
+  runSync(context: Context, options: { timeout: number }): unknown;
 }
 
 export interface Isolate {
   readonly isDisposed: boolean;
   createContextSync(): Context;
+  compileScript(source: string): Promise<Script>;
   compileScriptSync(source: string, options: { filename: string }): Script;
   compileModuleSync(source: string, options: { filename: string }): Module;
 }

@@ -17,18 +17,6 @@ export function v8Realm(now: () => number): (control: WorldControl) => V8Control
   const global = globalThis as any;
   const { apply, construct, getOwnPropertyDescriptor, defineProperty } = Reflect;
   const uncurry = (f: any) => Function.prototype.call.bind(f) as (...args: any[]) => any;
-  const TypeErrorCtor = TypeError;
-  const probe = new WeakSet<object>();
-  const [tryAdd, forget] = [uncurry(WeakSet.prototype.add), uncurry(WeakSet.prototype.delete)];
-  /** Whether a value may be held weakly: objects, and symbols that are not registered. ECMA-262 9.14 */
-  const isWeakly = (value: unknown): boolean => {
-    try {
-      tryAdd(probe, value);
-      return forget(probe, value) as boolean;
-    } catch {
-      return false;
-    }
-  };
 
   // -- the clock: Date, and what of Intl reads it by itself -----------------------------------------------------------
   const RealDate = Date;
@@ -72,27 +60,6 @@ export function v8Realm(now: () => number): (control: WorldControl) => V8Control
     defineProperty(formats, "format", { __proto__: null, get, configurable: true, enumerable: false } as any);
     describe(formats, "formatToParts", later.formatToParts, true, true);
   }
-
-  // -- FinalizationRegistry: V8 calls back by a task, and a worker has nobody to run one. Never to call is allowed
-  // (ECMA-262 9.9.3), and then nothing has to be kept.
-  class Registry {
-    constructor(cleanup: unknown) {
-      if (typeof cleanup !== "function")
-        throw new TypeErrorCtor("FinalizationRegistry: cleanup must be callable");
-    }
-    register(target: unknown, held: unknown): void {
-      if (!isWeakly(target))
-        throw new TypeErrorCtor("FinalizationRegistry.prototype.register: invalid target");
-      if (target === held) throw new TypeErrorCtor("FinalizationRegistry.prototype.register: target and holdings must not be same"); // prettier-ignore
-    }
-    unregister(token: unknown): boolean {
-      if (!isWeakly(token)) throw new TypeErrorCtor("FinalizationRegistry.prototype.unregister: invalid unregister token"); // prettier-ignore
-      return false;
-    }
-  }
-  describe(Registry, "name", "FinalizationRegistry", false, true);
-  describe(Registry.prototype, Symbol.toStringTag, "FinalizationRegistry", false, true);
-  describe(global, "FinalizationRegistry", Registry, true, true);
 
   // -- what a guest does not get --------------------------------------------------------------------------------------
   delete global.WebAssembly; // a compiler to machine code

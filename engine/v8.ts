@@ -63,6 +63,7 @@ interface V8Options extends BootOptions {
   /** A function of that isolate which collects its garbage, and the same of ours. */
   collect: Reference;
   collectOurs: () => void;
+  beforeFork: () => number;
 }
 
 /**
@@ -183,6 +184,10 @@ class V8Image implements Image {
     const spare = new V8Image(this.#ivm, this.#isolate, this.#options);
     spend(spare);
     spare.#context.release();
+  }
+
+  beforeFork(): number {
+    return this.#options.beforeFork();
   }
 
   /** The way of a job through the real context; what it leaves there, the real job's `begin` overwrites. */
@@ -371,6 +376,9 @@ function describe(error: Error, files: readonly string[]): { name: string; messa
 const inFile = (line: string, file: string): boolean =>
   line.startsWith("    at ") && (line.includes(`(${file}:`) || line.startsWith(`    at ${file}:`));
 
+/** Longer than a fork takes. */
+const TIMER_MS = 100;
+
 function loadIsolatedVm(): IsolatedVm {
   try {
     return createRequire(import.meta.url)("isolated-vm") as IsolatedVm;
@@ -383,7 +391,6 @@ function loadIsolatedVm(): IsolatedVm {
 }
 
 export const v8Engine: Engine = {
-  // oxlint-disable-next-line require-await -- the interface's other engines do wait
   async boot(options: BootOptions): Promise<Image> {
     const ivm = loadIsolatedVm();
     // Counted by V8 from where the isolate is made, and never again.
@@ -395,6 +402,13 @@ export const v8Engine: Engine = {
     const collectOurs = runInNewContext("gc") as () => void;
     v8.setFlagsFromString("--no-expose-gc");
     const collect = context.global.getSync("gc", { reference: true });
-    return new V8Image(ivm, isolate, { ...options, collect, collectOurs });
+    // isolated-vm hands the tasks that V8 posts to a thread of its pool, and delayed ones to a timer's. Where it has such
+    // a thread it starts none, and after the fork it believes that it still has those: the tasks stay where they are put.
+    const script = await isolate.compileScript("0"); // its thread waits in the pool from now on
+    const beforeFork = () => {
+      script.runSync(context, { timeout: TIMER_MS }); // its timer's thread sleeps that long, and then ends
+      return performance.now() + TIMER_MS - 1;
+    };
+    return new V8Image(ivm, isolate, { ...options, collect, collectOurs, beforeFork });
   },
 };

@@ -24,8 +24,11 @@ export function failToStart(code: JailErrorCode, message: string): never {
   return exitGroup(1);
 }
 
-/** Becomes keeper and zygote; returns in neither. `main` runs in every worker after its lock-down. */
-export function keep(plan: JailPlan, main: WorkerMain): never {
+/**
+ * Becomes keeper and zygote; returns in neither. `main` runs in every worker after its lock-down. What `beforeFork` gives
+ * is a moment (performance.now) until which the fork must have happened, and before which nothing runs in the child.
+ */
+export function keep(plan: JailPlan, main: WorkerMain, beforeFork?: () => number): never {
   let tree: CgroupTree | undefined;
   try {
     if (plan.ids.kind === "high") sys("setgroups", 0, 0);
@@ -35,12 +38,13 @@ export function keep(plan: JailPlan, main: WorkerMain): never {
     const go = new Memory(8);
     sys("pipe2", go, O.CLOEXEC);
     const [wait, start] = [go.bytes.readInt32LE(0), go.bytes.readInt32LE(4)];
-    const { pid, pidfd } = cloneZygote(plan);
+    const { pid, pidfd, until } = cloneInTime(plan, beforeFork);
     if (pid === 0) {
       // Blocks until the maps are written; a keeper that failed has closed the pipe, which reads as nothing.
       sys("close", start);
       if (trySys("read", wait, new Memory(1), 1) !== 1) exitGroup(1);
       sys("close", wait);
+      while (performance.now() < until) Atomics.wait(nap, 0, 0, until - performance.now());
       for (const fd of tree?.locks ?? []) sys("close", fd); // the keeper's; and no way into the host's files
       runZygote(plan, { commands: COMMANDS_FD, tell, join }, main);
     }
@@ -66,6 +70,22 @@ function makeCgroups(plan: JailPlan): CgroupTree | undefined {
   if (!support.available) throw new JailError("cgroup", support.reason);
   sweepCgroups(support);
   return CgroupTree.create(support, plan.cgroup);
+}
+
+const nap = new Int32Array(new SharedArrayBuffer(4));
+
+/** On a busy host a fork may come too late: that child has done nothing yet, and is ended. */
+function cloneInTime(plan: JailPlan, beforeFork: (() => number) | undefined) {
+  for (let tries = 0; tries < 100; tries++) {
+    const until = beforeFork?.() ?? Infinity;
+    const { pid, pidfd } = cloneZygote(plan);
+    if (pid === 0 || performance.now() < until)
+      return { pid, pidfd, until: beforeFork === undefined ? 0 : until };
+    trySys("pidfd_send_signal", pidfd, SIG.KILL, 0, 0);
+    trySys("wait4", pid, 0, WAIT.__WALL, 0);
+    sys("close", pidfd);
+  }
+  throw new JailError("zygote-start", "this host is too busy: the zygote could not be forked in time");
 }
 
 /**

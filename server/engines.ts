@@ -61,14 +61,14 @@ export async function loadEngine(kind: EngineKind): Promise<Engine> {
  * instead, later ones take an endless budget. And a mark-compact collection writes to the pages that hold wrappers: a
  * worker's garbage stays with the young generation, kept small, and old space has room up to the worker's memory limit.
  *
- * With V8 there is no WebAssembly and a worker may collect its garbage, at once: for each task that V8 would put off,
- * isolated-vm would start a thread. isolated-vm cannot be loaded into a Node that was itself started from a snapshot.
+ * With V8 there is no WebAssembly and a worker may collect its garbage, at once: a task that V8 would put off is never
+ * run there. isolated-vm cannot be loaded into a Node that was itself started from a snapshot.
  */
 export function nodeFlags(engine: EngineKind, image: ImageKind, version = process.versions.v8): string[] {
   const common =
     "--single-threaded --v8-pool-size=0 --stack-size=3900 --no-incremental-marking --no-memory-reducer --no-minor-gc-task --no-warnings";
   if (isV8(engine)) {
-    const jit = engine === "v8" ? "" : "--jitless --no-expose-wasm";
+    const jit = engine === "v8" ? "" : "--jitless";
     return `${common} --no-node-snapshot ${jit}`.trim().split(" ");
   }
   const javascript = "--expose-gc --no-opt --no-sparkplug --no-maglev --regexp-interpret-all";

@@ -29,7 +29,7 @@ image.warm();
 // "last-resort" one also flushes compiled WebAssembly on Node 24, and no worker could compile it again.
 (globalThis as { gc?: () => void }).gc?.();
 trimHeap();
-keep(setup.plan, (port) => serveWorker(image, port));
+keep(setup.plan, (port) => serveWorker(image, port), image.beforeFork && (() => image.beforeFork?.() ?? 0));
 
 /** An engine of an optional package may be there and not fit this Node. */
 async function boot({ memoryMb, stackKb }: KeeperSetup): Promise<Image> {
