@@ -42,8 +42,8 @@ const engineWords = `engine must be ${SCRIPT_ENGINES.map((name) => `"${name}"`).
 
 export const createSchema = z.strictObject({
   /**
-   * `quickjs` (default): an interpreter in WebAssembly, the smallest surface. `v8-jitless`: V8 without a compiler, about
-   * ten times as fast. `v8`: with its compiler; fastest, and memory may be writable and executable. The V8 engines need
+   * `quickjs` (default): an interpreter in WebAssembly, the smallest surface. `v8-jitless`: V8 without a compiler, two or
+   * three times as fast. `v8`: with its compiler; fastest, and memory may be writable and executable. The V8 engines need
    * the optional package isolated-vm.
    */
   engine: z.enum(SCRIPT_ENGINES, engineWords).optional(),
