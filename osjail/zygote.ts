@@ -6,7 +6,7 @@
  */
 import { CLONE, CLONE_ARGS, F, O, POLL, POLLFD, PROT, MAP, PTRACE, RUSAGE, SIG, SIG_BLOCK, SIGSET_SIZE, WAIT, stopSignal, termSignal } from "./abi/linux.js"; // prettier-ignore
 import { COMMAND, DescriptorSocket } from "./descriptors.js";
-import { enterZygote, lockDown, type LockDownKit } from "./enter.js";
+import { enterZygote, lockDown, rehearseLockDown, type LockDownKit } from "./enter.js";
 import { JailError } from "./errors.js";
 import { workerFilter } from "./filter.js";
 import { Memory, sys, syscallNumber, trySys } from "./libc.ffi.js";
@@ -126,6 +126,7 @@ class Zygote {
     const kit = (refusal: Refusal) => ({ filter: workerFilter(plan, refusal), join: links.join });
     this.#refusal = "trace";
     this.#kit = kit(this.#refusal);
+    rehearseLockDown(plan, this.#kit);
     let probe = this.#probeFilter();
     if (probe === undefined) {
       this.#refusal = "kill";
@@ -177,9 +178,7 @@ class Zygote {
   }
 
   #fork(id: number, slot: number, socket: number): void {
-    const { pid, pidfd } = this.#spawn(slot, socket, () =>
-      this.main({ fd: WORKER_SOCKET_FD, exit: exitGroup }),
-    );
+    const { pid, pidfd } = this.#spawn(slot, socket, this.main);
     sys("close", socket);
     this.#children.set(pid, { id });
     this.#commands.send({ command: COMMAND.FORK, id, slot, fd: pidfd }, true);
@@ -188,7 +187,7 @@ class Zygote {
   }
 
   /** Clones a locked-down worker, attaches to it and lets it go. */
-  #spawn(slot: number, socket: number, run: () => never): { pid: number; pidfd: number } {
+  #spawn(slot: number, socket: number, main: WorkerMain): { pid: number; pidfd: number } {
     sys("pipe2", this.#pipe, O.CLOEXEC);
     const [gate, key] = [this.#pipe.bytes.readInt32LE(0), this.#pipe.bytes.readInt32LE(4)];
     const pid = this.#clone();
@@ -196,7 +195,7 @@ class Zygote {
       // The child. Whatever happens here must not come back into the zygote's loop.
       try {
         lockDown(this.plan, this.#kit, slot, socket, gate);
-        run();
+        main(PORT);
       } catch {
         exitGroup(CHILD_FAILED); // before the filter: a step was refused; the supervisor sees the exit, never a job
       }
@@ -349,6 +348,8 @@ class Zygote {
 }
 
 const CHILD_FAILED = 125;
+
+const PORT: Port = { fd: WORKER_SOCKET_FD, exit: exitGroup };
 
 interface Acts {
   open: number;
