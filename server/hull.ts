@@ -262,9 +262,8 @@ class JailHull implements Hull {
       };
       return new ParkedWorker(worker, connection, this.zygote.plan.arch, limits, lower, () => this.#stopping);
     });
-    const attested = parked.then(async (ready) => {
+    const attested = parked.then((ready) => {
       try {
-        await worker.forked;
         this.zygote.attest(worker, workerLimits(limits));
         return ready;
       } catch (error) {
