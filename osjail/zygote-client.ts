@@ -391,6 +391,8 @@ export class JailedWorker {
   readonly exited: Promise<WorkerExit>;
   /** Host pid; 0 until the worker has parked and its pidfd was claimed. */
   pid = 0;
+  /** CPU time used when it was armed, ms. */
+  parkedCpuMs = 0;
   dead = false;
   /** It was found locked down, in its cgroup. */
   attested = false;
@@ -447,6 +449,7 @@ export class JailedWorker {
     this.#vmSizeBytes = seen.vmSizeBytes;
     this.#imageRssBytes = seen.vmPeakRssBytes;
     this.limit(limits);
+    this.parkedCpuMs = this.cpuMs() ?? 0;
     if (this.cgroup !== undefined) {
       this.#peakReset = this.cgroup.resetPeak();
       this.#oomKillsBefore = this.cgroup.oomKills();
@@ -464,6 +467,15 @@ export class JailedWorker {
     }
     this.zygote.limitSlot(this.slot, limits.cgroupBytes);
     this.#armed = limits;
+  }
+
+  /** Whether it has ended and been waited for; the news of that may still be on the way. man 2 kill "sig is 0" */
+  get gone(): boolean {
+    try {
+      return this.dead || !process.kill(this.pid, 0);
+    } catch (error) {
+      return (error as NodeJS.ErrnoException).code === "ESRCH";
+    }
   }
 
   /** CPU time used since the fork, ms, by the kernel's clock of that process; undefined once it is gone. */

@@ -161,7 +161,7 @@ class Conversation {
     const { limits, signal, job } = this.run;
     if (signal?.aborted) return this.#end({ status: "cancelled" });
     signal?.addEventListener("abort", this.#onAbort, { once: true });
-    this.#cpuBefore = worker.cpuMs() ?? 0;
+    this.#cpuBefore = worker.parkedCpuMs;
     this.#bytesBefore = connection.bytesIn;
     this.parked.listen({ data: (chunk) => this.#hear(chunk), closed: () => this.#onClosed() });
     void worker.exited.then((exit) => this.#onExit(exit));

@@ -21,6 +21,8 @@ import type { Layers } from "./outcome.js";
 export interface WorkerProcess {
   readonly socket: Duplex & { ref(): unknown; unref(): unknown };
   readonly exited: Promise<WorkerExit>;
+  /** CPU time that it had used when it was found parked, ms. */
+  readonly parkedCpuMs: number;
   cpuMs(): number | undefined;
   peakBytes(exit?: WorkerExit): number;
   oomKilled(): boolean;
@@ -112,12 +114,12 @@ export class ParkedWorker {
     this.worker.socket.resume();
   }
 
-  /** Kills the process and lets go of its socket. */
+  /** Kills the process; its socket goes when whoever waits for the outcome has it. */
   discard(): void {
     this.worker.kill();
     this.#handlers = { data: () => {}, closed: () => {} };
     this.worker.socket.unref();
-    this.worker.socket.destroy();
+    setImmediate(() => this.worker.socket.destroy());
   }
 
   #hear(chunk: Buffer): void {
@@ -257,7 +259,7 @@ class JailHull implements Hull {
     const parked = awaitParked(worker, limits, (connection) => {
       const lower = (wanted: Limits) => {
         // The news of its death may still be on the way: a job that nobody can take must not be sent.
-        if (worker.cpuMs() === undefined) throw new JailError("zygote-lost", "a parked worker has ended");
+        if (worker.gone) throw new JailError("zygote-lost", "a parked worker has ended");
         worker.limit(workerLimits(wanted));
       };
       return new ParkedWorker(worker, connection, this.zygote.plan.arch, limits, lower, () => this.#stopping);
@@ -417,6 +419,7 @@ class LocalWorker implements WorkerProcess {
       child.once("error", () => ended(127, null));
     });
   }
+  readonly parkedCpuMs = 0;
   /** Not measured here: without the kernel hull only the wall clock counts. */
   cpuMs(): undefined {
     return undefined;
