@@ -114,12 +114,12 @@ export class ParkedWorker {
     this.worker.socket.resume();
   }
 
-  /** Kills the process; its socket goes when whoever waits for the outcome has it. */
+  /** Kills the process and lets go of its socket. */
   discard(): void {
     this.worker.kill();
     this.#handlers = { data: () => {}, closed: () => {} };
     this.worker.socket.unref();
-    setImmediate(() => this.worker.socket.destroy());
+    this.worker.socket.destroy();
   }
 
   #hear(chunk: Buffer): void {
