@@ -252,10 +252,7 @@ class QuickJSImage implements Image {
 
   /** The way of a job through the real context; what it leaves there, the real job's `begin` overwrites. */
   warm(): void {
-    this.#start(WARM_JOB);
-    this.#drain();
-    this.#call("turn");
-    this.#finished = false;
+    this.load(WARM_JOB, () => {}).step();
   }
 
   load(job: Job, send: Send): Guest {

@@ -193,9 +193,9 @@ export class Broker {
     if (this.#closed) return;
     this.#closed = true;
     for (const timer of this.#sleeps) clearTimeout(timer);
-    const over = new CapabilityError("unavailable", "the run is over");
-    for (const call of this.#active) call.cancel(over);
-    for (const { reject } of this.#callbacks.values()) reject(over);
+    const over = () => new CapabilityError("unavailable", "the run is over");
+    for (const call of this.#active) call.cancel(over());
+    for (const { reject } of this.#callbacks.values()) reject(over());
     this.#callbacks.clear();
     this.#table.clear();
     for (const capability of this.#opened) {

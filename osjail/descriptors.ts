@@ -20,11 +20,12 @@ export interface CommandRecord {
   fd: number | undefined;
 }
 
+const PAIR = new Memory(8);
+
 /** A connected pair of stream sockets, both close-on-exec. The caller owns both. */
 export function socketPair(): [number, number] {
-  const pair = new Memory(8);
-  sys("socketpair", AF.UNIX, SOCK.STREAM | SOCK.CLOEXEC, 0, pair);
-  return [pair.bytes.readInt32LE(0), pair.bytes.readInt32LE(4)];
+  sys("socketpair", AF.UNIX, SOCK.STREAM | SOCK.CLOEXEC, 0, PAIR);
+  return [PAIR.bytes.readInt32LE(0), PAIR.bytes.readInt32LE(4)];
 }
 
 export class DescriptorSocket {

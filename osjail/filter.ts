@@ -5,7 +5,7 @@
 import { SECCOMP } from "./abi/linux.js";
 import { encode, type Instruction } from "./bpf.js";
 import { JailError } from "./errors.js";
-import { hostArch, Memory, sys } from "./libc.ffi.js";
+import { hostArch, Memory, sys, type SystemCall } from "./libc.ffi.js";
 import type { JailPlan } from "./plan.js";
 import { compile, forkFilter, PROFILES, type Refusal } from "./seccomp.js";
 
@@ -25,8 +25,8 @@ export function workerFilter(plan: JailPlan, refusal: Refusal): FilterProgram {
 }
 
 /** TSYNC though there is one thread: a positive answer names a thread that could not follow, and is a failure. */
-export function installFilter(filter: FilterProgram): void {
-  const ret = sys("seccomp", SECCOMP.SET_MODE_FILTER, SECCOMP.FLAG_TSYNC, filter.program);
+export function installFilter(filter: FilterProgram, call: SystemCall = sys): void {
+  const ret = call("seccomp", SECCOMP.SET_MODE_FILTER, SECCOMP.FLAG_TSYNC, filter.program);
   if (ret > 0) throw new JailError("seccomp", `thread ${ret} could not be filtered`);
 }
 

@@ -10,7 +10,8 @@ import { errnoName } from "./abi/linux.js";
 
 const { load, open, DataType } = ffi;
 const { I64, U8Array } = DataType;
-const SEVEN_WORDS = [I64, I64, I64, I64, I64, I64, I64];
+/** By the number of words that a call passes: describing one takes ffi-rs half a microsecond. */
+const WORD_TYPES = Array.from({ length: 8 }, (_, words) => Array.from({ length: words }, () => I64));
 
 let opened = false;
 function libc(): "libc" {
@@ -80,23 +81,55 @@ export class KernelError extends Error {
 
 type Word = number | Memory;
 
-/** One raw system call by number; the result, or the negative errno as the kernel itself returns it. man 2 syscall */
+/**
+ * One raw system call by number; the result, or the negative errno as the kernel itself returns it. Arguments that are
+ * not given are 0. man 2 syscall
+ */
 export function rawSyscall(nr: number, ...args: Word[]): number {
-  const words = [nr, 0, 0, 0, 0, 0, 0];
-  for (let i = 0; i < args.length; i++) {
-    const word = args[i] as Word;
-    words[i + 1] = typeof word === "number" ? word : word.address;
-  }
+  const words = wordsOf(nr, args);
+  while (words.length < 7) words.push(0);
+  return makeCall(words);
+}
+
+function wordsOf(nr: number, args: readonly Word[]): number[] {
+  const words = [nr];
+  for (const word of args) words.push(typeof word === "number" ? word : word.address);
+  return words;
+}
+
+function makeCall(words: number[]): number {
   const answer = load({
     library: libc(),
     funcName: "syscall",
     retType: I64,
-    paramsType: SEVEN_WORDS,
+    paramsType: WORD_TYPES[words.length] as (typeof I64)[],
     paramsValue: words,
     errno: true,
   }) as unknown as { value: number; errnoCode: number };
   return answer.value === -1 ? -answer.errnoCode : answer.value;
 }
+
+/**
+ * Takes the small holes of the C heap out of use for good, so that later allocations lie side by side. glibc hands holes
+ * of one size out in turn, and moves up to seven of them to its cache at once: each fork of this process would write to
+ * a hundred pages for a handful of objects. Every size is asked for until the answers stand in a row.
+ */
+export function settleHeap(): void {
+  const malloc = (bytes: number) =>
+    load({ library: libc(), funcName: "malloc", retType: I64, paramsType: [I64], paramsValue: [bytes] });
+  for (let bytes = LARGEST_CACHED; bytes > 0; bytes -= 16) {
+    let [last, stride, inARow] = [0, 0, 0];
+    for (let tries = 0; inARow < 4 && tries < 1000; tries++) {
+      const at = malloc(bytes);
+      inARow = at - last === stride ? inARow + 1 : 0;
+      stride = at - last;
+      last = at;
+    }
+  }
+}
+
+/** What glibc keeps in its cache at most, bytes. man 3 mallopt, glibc malloc/malloc.c MAX_TCACHE_SIZE */
+const LARGEST_CACHED = 1032;
 
 /**
  * Gives the C heap's free pages back to the kernel: what a process that forks does not hold, its children need not
@@ -120,10 +153,15 @@ export function syscallNumber(name: SyscallName): number {
   return nr;
 }
 
-/** Like `sys`, but answers -errno instead of throwing: for calls whose failure is an expected answer. */
+/**
+ * Like `sys`, but answers -errno instead of throwing: for calls whose failure is an expected answer. All arguments that
+ * the call has must be given: the kernel finds anything in the others' registers.
+ */
 export function trySys(name: SyscallName, ...args: Word[]): number {
-  return rawSyscall(syscallNumber(name), ...args);
+  return makeCall(wordsOf(syscallNumber(name), args));
 }
+
+export type SystemCall = (name: SyscallName, ...args: Word[]) => number;
 
 /** One system call by name. Throws KernelError with the errno; returns the kernel's non-negative answer. */
 export function sys(name: SyscallName, ...args: Word[]): number {

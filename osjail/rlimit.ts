@@ -1,13 +1,13 @@
 /** Resource limits, soft and hard alike: struct rlimit64 is two 64-bit words, and prlimit64 takes any process. man 2 prlimit */
-import { Memory, sys } from "./libc.ffi.js";
+import { Memory, sys, type SystemCall } from "./libc.ffi.js";
 
 const limit = new Memory(16);
 
 /** Sets the soft and the hard limit. `pid` 0 is the caller. Throws KernelError; a hard limit is not raised again. */
-export function setLimit(pid: number, resource: number, value: number): void {
+export function setLimit(pid: number, resource: number, value: number, call: SystemCall = sys): void {
   limit.bytes.writeBigUInt64LE(BigInt(value), 0);
   limit.bytes.writeBigUInt64LE(BigInt(value), 8);
-  sys("prlimit64", pid, resource, limit, 0);
+  call("prlimit64", pid, resource, limit, 0);
 }
 
 /** The caller's own; no limit is 2^64 - 1, as a number that is not exact. */

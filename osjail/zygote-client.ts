@@ -7,7 +7,7 @@ import fs from "node:fs";
 import net from "node:net";
 import path from "node:path";
 import { ERRNO, F, MSG, O, RLIMIT, SIG, WAIT } from "./abi/linux.js";
-import { attest, filterCount, type Attested } from "./attest.js";
+import { attest, filterCount, readProc, type Attested } from "./attest.js";
 import { CgroupError } from "./cgroup.js";
 import { Slot, type SlotPaths } from "./cgroup-slot.js";
 import { COMMAND, DescriptorSocket, socketPair } from "./descriptors.js";
@@ -227,6 +227,8 @@ export class Zygote {
 
   /** Checks a parked worker from outside, arms its limits, and says what it measured. Throws JailError. */
   attest(worker: JailedWorker, limits: WorkerLimits): Attested {
+    this.#claim(worker);
+    if (worker.pid === 0) throw new JailError("zygote-lost", worker.whyNot);
     const slot = worker.cgroup?.paths;
     const seen = attest(worker.pid, this.plan, this.#inheritedFilters, !this.#mapsAttested, slot);
     this.#mapsAttested = true;
@@ -287,11 +289,10 @@ export class Zygote {
           return void this.stop();
         }
         return this.#ready.resolve();
-      case "forked":
-        return this.#takePidfd();
       case "exit": {
         const worker = this.#workers.get(event.id);
         if (worker === undefined) return;
+        this.#claim(worker);
         this.#forget(worker, {
           status: event.status,
           cpuMs: (event.userUs + event.systemUs) / 1000,
@@ -308,19 +309,21 @@ export class Zygote {
     }
   }
 
-  #takePidfd(): void {
-    const record = this.#commands.receive(false);
-    if (record === undefined) return;
-    const worker = this.#waitingForPidfd.get(record.id);
-    this.#waitingForPidfd.delete(record.id);
-    // Without a descriptor we are out of them: a worker that we could not kill or look at is none of ours.
-    if (record.fd === undefined) return worker?.refuse();
-    if (worker === undefined) sys("close", record.fd);
-    else worker.adopt(record.fd);
+  /** The zygote sends a worker's pidfd before it lets the worker go: who has heard of it finds the pidfd here. */
+  #claim(worker: JailedWorker): void {
+    while (this.#waitingForPidfd.has(worker.id)) {
+      const record = this.#commands.receive(false);
+      if (record === undefined) return;
+      const owner = this.#waitingForPidfd.get(record.id);
+      this.#waitingForPidfd.delete(record.id);
+      // Without a descriptor we are out of them: a worker that we could not kill or look at is none of ours.
+      if (record.fd === undefined) owner?.refuse();
+      else if (owner === undefined) sys("close", record.fd);
+      else owner.adopt(record.fd);
+    }
   }
 
   #forget(worker: JailedWorker, exit: WorkerExit): void {
-    // The pidfd may still be on its way when a worker dies at once: its record must not meet another worker.
     this.#workers.delete(worker.id);
     if (this.alive && !worker.attested && worker.cgroup?.exists() === false) {
       // No later worker could join it either, and without it none may run.
@@ -379,14 +382,17 @@ export interface WorkerLimits {
   cpuSeconds: number;
 }
 
+/** struct timespec, filled and read at once. */
+const TIME = new Memory(16);
+
 /** One forked process. `kill` and the clocks work from outside; nothing needs the worker's cooperation. */
 export class JailedWorker {
   readonly socket: net.Socket;
   readonly exited: Promise<WorkerExit>;
-  /** Host pid; 0 until the zygote has reported the fork. */
+  /** Host pid; 0 until the worker has parked and its pidfd was claimed. */
   pid = 0;
-  /** Settles when `pid` is known; rejects if the worker ended before. */
-  readonly forked: Promise<void>;
+  /** CPU time used when it was armed, ms. */
+  parkedCpuMs = 0;
   dead = false;
   /** It was found locked down, in its cgroup. */
   attested = false;
@@ -398,7 +404,6 @@ export class JailedWorker {
   #peakReset = false;
   #oomKillsBefore = 0;
   #finish!: (exit: WorkerExit) => void;
-  #forked!: { resolve: () => void; reject: (error: Error) => void };
 
   constructor(
     readonly zygote: Zygote,
@@ -410,8 +415,6 @@ export class JailedWorker {
     this.socket = new net.Socket({ fd, readable: true, writable: true });
     this.socket.unref();
     this.exited = new Promise((resolve) => (this.#finish = resolve));
-    this.forked = new Promise((resolve, reject) => (this.#forked = { resolve, reject }));
-    this.forked.catch(() => {}); // whoever awaits it hears of it; a worker that nobody awaits is no fault
   }
 
   /** Takes over the pidfd that the zygote sent. */
@@ -421,20 +424,23 @@ export class JailedWorker {
     try {
       const pidfd = hold(raw);
       this.#pidfd = pidfd; // whatever follows, the worker's end closes it
-      info = fs.readFileSync(`/proc/self/fdinfo/${pidfd}`, "latin1");
+      info = readProc(`/proc/self/fdinfo/${pidfd}`);
     } catch {
       return this.refuse();
     }
     this.pid = Number(/^Pid:\s*(-?\d+)/m.exec(info)?.[1] ?? 0);
-    this.#forked.resolve();
   }
 
   /** Gives a worker up that we have no hold of. */
   refuse(): void {
     this.zygote.killByZygote(this.id);
-    this.#forked.reject(
-      new JailError("zygote-lost", "a worker's descriptor could not be taken: too many open files?"),
-    );
+  }
+
+  /** In words, when `pid` is not known. */
+  get whyNot(): string {
+    return this.dead
+      ? "the worker ended before it was ready"
+      : "a worker's descriptor could not be taken: too many open files?";
   }
 
   /** Remembers what the image weighs and sets the limits from outside. man 2 prlimit */
@@ -443,6 +449,7 @@ export class JailedWorker {
     this.#vmSizeBytes = seen.vmSizeBytes;
     this.#imageRssBytes = seen.vmPeakRssBytes;
     this.limit(limits);
+    this.parkedCpuMs = this.cpuMs() ?? 0;
     if (this.cgroup !== undefined) {
       this.#peakReset = this.cgroup.resetPeak();
       this.#oomKillsBefore = this.cgroup.oomKills();
@@ -462,12 +469,20 @@ export class JailedWorker {
     this.#armed = limits;
   }
 
+  /** Whether it has ended and been waited for; the news of that may still be on the way. man 2 kill "sig is 0" */
+  get gone(): boolean {
+    try {
+      return this.dead || !process.kill(this.pid, 0);
+    } catch (error) {
+      return (error as NodeJS.ErrnoException).code === "ESRCH";
+    }
+  }
+
   /** CPU time used since the fork, ms, by the kernel's clock of that process; undefined once it is gone. */
   cpuMs(): number | undefined {
     // CLOCK of another process: the complement of its pid, shifted, with CPUCLOCK_SCHED. man 3 clock_getcpuclockid
-    const time = new Memory(16);
-    if (this.pid === 0 || trySys("clock_gettime", (~this.pid << 3) | 2, time) < 0) return undefined;
-    return Number(time.bytes.readBigInt64LE(0)) * 1000 + Number(time.bytes.readBigInt64LE(8)) / 1e6;
+    if (this.pid === 0 || trySys("clock_gettime", (~this.pid << 3) | 2, TIME) < 0) return undefined;
+    return Number(TIME.bytes.readBigInt64LE(0)) * 1000 + Number(TIME.bytes.readBigInt64LE(8)) / 1e6;
   }
 
   /**
@@ -520,7 +535,6 @@ export class JailedWorker {
     if (this.dead) return;
     this.dead = true;
     if (this.#pidfd >= 0) release(this.#pidfd);
-    this.#forked.reject(new JailError("zygote-lost", "the worker ended before it was ready"));
     this.#finish(exit);
   }
 }

@@ -4,9 +4,10 @@
  * loop over two descriptors: the supervisor's commands and the deaths of children. It is also its workers' tracer,
  * which is how a refused system call gets a name.
  */
+import fs from "node:fs";
 import { CLONE, CLONE_ARGS, F, O, POLL, POLLFD, PROT, MAP, PTRACE, RUSAGE, SIG, SIG_BLOCK, SIGSET_SIZE, WAIT, stopSignal, termSignal } from "./abi/linux.js"; // prettier-ignore
 import { COMMAND, DescriptorSocket } from "./descriptors.js";
-import { enterZygote, lockDown, type LockDownKit } from "./enter.js";
+import { enterZygote, lockDown, rehearseLockDown, type LockDownKit } from "./enter.js";
 import { JailError } from "./errors.js";
 import { workerFilter } from "./filter.js";
 import { Memory, sys, syscallNumber, trySys } from "./libc.ffi.js";
@@ -25,7 +26,6 @@ export type WorkerMain = (port: Port) => never;
 export type ZygoteEvent =
   | { event: "tree"; cgroups: unknown }
   | { event: "ready"; refusal: Refusal; probes: Probes; filters: number }
-  | { event: "forked"; id: number }
   | {
       event: "exit";
       id: number;
@@ -118,6 +118,7 @@ class Zygote {
     readonly main: WorkerMain,
   ) {
     this.#commands = new DescriptorSocket(links.commands);
+    this.#describeClone();
     const before = tryRefusedActs();
     enterZygote(plan);
     this.#signals = childSignals();
@@ -126,6 +127,7 @@ class Zygote {
     const kit = (refusal: Refusal) => ({ filter: workerFilter(plan, refusal), join: links.join });
     this.#refusal = "trace";
     this.#kit = kit(this.#refusal);
+    rehearseLockDown(plan, this.#kit);
     let probe = this.#probeFilter();
     if (probe === undefined) {
       this.#refusal = "kill";
@@ -153,11 +155,11 @@ class Zygote {
       fds.bytes.writeInt32LE(fd, i * POLLFD.size + POLLFD.fd);
       fds.bytes.writeInt16LE(POLL.IN, i * POLLFD.size + POLLFD.events);
     });
-    const drain = new Memory(128 * 4);
+    const drain = Buffer.alloc(128 * 4); // struct signalfd_siginfo, some at once
     for (;;) {
       trySys("ppoll", fds, 2, 0, 0, SIGSET_SIZE); // EINTR and spurious wake-ups just go round again
       if (fds.bytes.readInt16LE(POLLFD.size + POLLFD.revents) !== 0) {
-        trySys("read", this.#signals, drain, 512);
+        fs.readSync(this.#signals, drain, 0, drain.length, null);
         this.#reap();
       }
       if (fds.bytes.readInt16LE(POLLFD.revents) !== 0 && !this.#obey()) return;
@@ -177,50 +179,49 @@ class Zygote {
   }
 
   #fork(id: number, slot: number, socket: number): void {
-    const { pid, pidfd } = this.#spawn(slot, socket, () =>
-      this.main({ fd: WORKER_SOCKET_FD, exit: exitGroup }),
+    const pid = this.#spawn(slot, socket, this.main, (pidfd) =>
+      this.#commands.send({ command: COMMAND.FORK, id, slot, fd: pidfd }, true),
     );
-    sys("close", socket);
     this.#children.set(pid, { id });
-    this.#commands.send({ command: COMMAND.FORK, id, slot, fd: pidfd }, true);
-    sys("close", pidfd);
-    this.links.tell({ event: "forked", id });
   }
 
-  /** Clones a locked-down worker, attaches to it and lets it go. */
-  #spawn(slot: number, socket: number, run: () => never): { pid: number; pidfd: number } {
+  /**
+   * Clones a locked-down worker, attaches to it, hands its pidfd out and only then lets it go: whoever hears of a worker
+   * can have its pidfd already. Closes the socket.
+   */
+  #spawn(slot: number, socket: number, main: WorkerMain, handOut: (pidfd: number) => void): number {
     sys("pipe2", this.#pipe, O.CLOEXEC);
     const [gate, key] = [this.#pipe.bytes.readInt32LE(0), this.#pipe.bytes.readInt32LE(4)];
-    const pid = this.#clone();
+    const pid = sys("clone3", this.#cloneArgs, CLONE_ARGS.size);
     if (pid === 0) {
       // The child. Whatever happens here must not come back into the zygote's loop.
       try {
         lockDown(this.plan, this.#kit, slot, socket, gate);
-        run();
+        main(PORT);
       } catch {
         exitGroup(CHILD_FAILED); // before the filter: a step was refused; the supervisor sees the exit, never a job
       }
       exitGroup(CHILD_FAILED);
     }
     const traced = this.#refusal === "kill" || this.#attach(pid);
-    if (traced) sys("write", key, this.#pipe, 1);
+    const pidfd = this.#pidfd.bytes.readInt32LE(0);
+    handOut(pidfd);
+    if (traced) fs.writeSync(key, this.#pipe.bytes, 0, 1);
     else trySys("kill", pid, SIG.KILL);
-    sys("close", gate);
-    sys("close", key);
-    return { pid, pidfd: this.#pidfd.bytes.readInt32LE(0) };
+    for (const fd of [gate, key, socket, pidfd]) fs.closeSync(fd);
+    return pid;
   }
 
   /**
    * A new pid namespace for each worker. CLONE_INTO_CGROUP would spare it the move into its cgroup, but the kernel
    * refuses that to a caller in a cgroup namespace or with another uid than the cgroup's owner: both are ours.
    */
-  #clone(): number {
+  #describeClone(): void {
     const args = this.#cloneArgs.bytes;
     const flags = CLONE.PIDFD + (this.plan.without.includes("pid-namespace") ? 0 : CLONE.NEWPID);
     args.writeBigUInt64LE(BigInt(flags), CLONE_ARGS.flags);
     args.writeBigUInt64LE(BigInt(this.#pidfd.address), CLONE_ARGS.pidfd);
     args.writeBigUInt64LE(BigInt(SIG.CHLD), CLONE_ARGS.exit_signal);
-    return sys("clone3", this.#cloneArgs, CLONE_ARGS.size);
   }
 
   /** EXITKILL: workers die with their tracer. False where the kernel refuses (Yama's ptrace_scope 3). man 2 ptrace */
@@ -298,12 +299,11 @@ class Zygote {
   /** A locked-down worker attempts getppid; undefined where it could not be traced. */
   #probeFilter(): { signal: number; nr: number } | undefined {
     const socket = sys("fcntl", this.links.commands, F.DUPFD_CLOEXEC, 10);
-    const { pid, pidfd } = this.#spawn(0, socket, () => {
+    const probe = (): never => {
       trySys("getppid");
       return exitGroup(0);
-    });
-    sys("close", socket);
-    sys("close", pidfd);
+    };
+    const pid = this.#spawn(0, socket, probe, () => {});
     let nr = -1;
     for (;;) {
       sys("wait4", pid, this.#status, WAIT.__WALL, 0);
@@ -349,6 +349,8 @@ class Zygote {
 }
 
 const CHILD_FAILED = 125;
+
+const PORT: Port = { fd: WORKER_SOCKET_FD, exit: exitGroup };
 
 interface Acts {
   open: number;

@@ -45,6 +45,12 @@ function within(ms: number): () => boolean {
   return () => performance.now() > end;
 }
 
+function endedWhen(already: boolean): AbortController {
+  const controller = new AbortController();
+  if (already) controller.abort();
+  return controller;
+}
+
 /** What the run ended with, before usage and logs are added. */
 type Ending =
   | { status: "ok"; value: unknown }
@@ -103,7 +109,8 @@ export function converse(parked: ParkedWorker, run: RunJob): Promise<Outcome> {
 class Conversation {
   readonly #logs: LogEntry[] = [];
   readonly #host: HostSide;
-  readonly #over = new AbortController();
+  /** Made for who asks for its signal. */
+  #over: AbortController | undefined;
   /** Messages to the worker that go out together at the end of this tick. */
   #outbox: BrokerMessage[] = [];
   #outboxBytes = 0;
@@ -137,10 +144,13 @@ class Conversation {
       exhausted: (measured: number) =>
         this.#stop({ reason: "host-calls", layer: "broker", limit: run.limits.hostCalls, measured }),
     };
+    const over = () => (this.#over ??= endedWhen(this.#ended));
     const context: RunContext = {
       id: randomUUID(),
       tenant: run.tenant,
-      signal: this.#over.signal,
+      get signal() {
+        return over().signal;
+      },
       elapsedMs: () => (this.#started === 0 ? 0 : performance.now() - this.#started),
     };
     this.#host = run.host(port, context);
@@ -151,7 +161,7 @@ class Conversation {
     const { limits, signal, job } = this.run;
     if (signal?.aborted) return this.#end({ status: "cancelled" });
     signal?.addEventListener("abort", this.#onAbort, { once: true });
-    this.#cpuBefore = worker.cpuMs() ?? 0;
+    this.#cpuBefore = worker.parkedCpuMs;
     this.#bytesBefore = connection.bytesIn;
     this.parked.listen({ data: (chunk) => this.#hear(chunk), closed: () => this.#onClosed() });
     void worker.exited.then((exit) => this.#onExit(exit));
@@ -486,7 +496,7 @@ class Conversation {
     clearTimeout(this.#wallTimer);
     clearTimeout(this.#cpuTimer);
     this.#later = [];
-    this.#over.abort();
+    this.#over?.abort();
     this.#host.close();
     this.run.signal?.removeEventListener("abort", this.#onAbort);
     this.parked.discard();

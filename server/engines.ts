@@ -63,10 +63,16 @@ export async function loadEngine(kind: EngineKind): Promise<Engine> {
  *
  * With V8 there is no WebAssembly and a worker may collect its garbage, at once: a task that V8 would put off is never
  * run there. isolated-vm cannot be loaded into a Node that was itself started from a snapshot.
+ *
+ * Node's own code lies in large pages where the kernel has them: a worker then meets it without a hundred page faults,
+ * and its page tables are thirteen entries. It costs each zygote the size of that code (26 MB in Node 20, 44 in 24), and
+ * a moment at its start.
  */
 export function nodeFlags(engine: EngineKind, image: ImageKind, version = process.versions.v8): string[] {
+  const pages = image === "fast-run" ? " --use-largepages=silent" : "";
   const common =
-    "--single-threaded --v8-pool-size=0 --stack-size=3900 --no-incremental-marking --no-memory-reducer --no-minor-gc-task --no-warnings";
+    "--single-threaded --v8-pool-size=0 --stack-size=3900 --no-incremental-marking --no-memory-reducer --no-minor-gc-task --no-warnings" +
+    pages;
   if (isV8(engine)) {
     const jit = engine === "v8" ? "" : "--jitless";
     return `${common} --no-node-snapshot ${jit}`.trim().split(" ");

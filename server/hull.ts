@@ -21,6 +21,8 @@ import type { Layers } from "./outcome.js";
 export interface WorkerProcess {
   readonly socket: Duplex & { ref(): unknown; unref(): unknown };
   readonly exited: Promise<WorkerExit>;
+  /** CPU time that it had used when it was found parked, ms. */
+  readonly parkedCpuMs: number;
   cpuMs(): number | undefined;
   peakBytes(exit?: WorkerExit): number;
   oomKilled(): boolean;
@@ -260,14 +262,13 @@ class JailHull implements Hull {
     const parked = awaitParked(worker, limits, (connection) => {
       const lower = (wanted: Limits) => {
         // The news of its death may still be on the way: a job that nobody can take must not be sent.
-        if (worker.cpuMs() === undefined) throw new JailError("zygote-lost", "a parked worker has ended");
+        if (worker.gone) throw new JailError("zygote-lost", "a parked worker has ended");
         worker.limit(workerLimits(wanted));
       };
       return new ParkedWorker(worker, connection, this.zygote.plan.arch, limits, lower, () => this.#stopping);
     });
-    const attested = parked.then(async (ready) => {
+    const attested = parked.then((ready) => {
       try {
-        await worker.forked;
         this.zygote.attest(worker, workerLimits(limits));
         return ready;
       } catch (error) {
@@ -422,6 +423,7 @@ class LocalWorker implements WorkerProcess {
       child.once("error", () => ended(127, null));
     });
   }
+  readonly parkedCpuMs = 0;
   /** Not measured here: without the kernel hull only the wall clock counts. */
   cpuMs(): undefined {
     return undefined;

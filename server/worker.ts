@@ -26,6 +26,7 @@ export function serveWorker(image: Image, port: WorkerPort): never {
   };
   try {
     image.warm();
+    rehearseMessages();
     const source = new FrameSource((into) => readSome(port.fd, into));
     write(encodeMessage({ kind: "parked" }));
     const job = source.job();
@@ -67,58 +68,99 @@ function sender(write: (bytes: Uint8Array) => void): Send {
   };
 }
 
+/** No small integer to V8, like every date: a field that held one would be laid out anew for the first job. */
+const A_DATE_MS = 1.7e12;
+
+const jobOf = (
+  type: Job["type"],
+  name: string,
+  source: string,
+  nowMs: number,
+  input: { text: string; blobs: Uint8Array[] },
+): Uint8Array =>
+  encodeMessage({
+    kind: "job",
+    role: "run",
+    type,
+    name,
+    source,
+    modules: [["part.js", "export const part = 1;"]],
+    seed: new Uint8Array(32),
+    nowMs,
+    wallMs: 10_000,
+    maxResultBytes: 4096,
+    maxLogBytes: 4096,
+    maxStackBytes: 256 * 1024,
+    maxMemoryBytes: 2 ** 31,
+    maxCallBytes: 4096,
+    maxInFlight: 8,
+    maxTimers: 8,
+    fuel: 0,
+    clock: { mode: "frozen", stepMs: 0 },
+    leastLevel: "debug",
+    env: [["kv", "capability", 7, ["get", "set"]]],
+    input,
+  });
+
+const A_JOB = jobOf("module", "nobody.js", "", A_DATE_MS, { text: "null", blobs: [] });
+const A_RESULT = Buffer.from("null");
+
+/** A job comes in and a result goes out, of nobody: the pages that this writes to are then the worker's own. */
+function rehearseMessages(): void {
+  const source = new FrameSource((into) => {
+    into.set(A_JOB);
+    return A_JOB.length;
+  });
+  source.job();
+  sender(() => {})({ kind: "result", text: A_RESULT, blobs: [] });
+}
+
+/** Both ends of a connection between the rehearsal and the worker's main. */
+export interface Stage {
+  host: number;
+  worker: number;
+  /** Nothing more comes from the host. */
+  finish(): void;
+  close(): void;
+}
+
 /**
- * The whole way of a job through this file, the wire and the engine. Before the fork often enough that V8 has compiled
- * all of it and knows the shapes: what each worker would do for itself costs it milliseconds.
+ * The whole way of a worker through this file, the wire and the engine. Before the fork often enough that V8 has
+ * compiled all of it and knows the shapes: what each worker would do for itself costs it milliseconds.
  */
-export function rehearse(image: Image, rounds: number): void {
+export function rehearse(image: Image, rounds: number, build: () => Stage): void {
   const { encode } = codec();
   const limits = { maxBytes: 4096, maxNodes: 64, root: "rehearsal" };
   image.rehearse((spare) => {
     for (let i = 0; i < rounds; i++) {
       for (const [type, source] of SCRIPTS) {
-        const frame = encodeMessage({
-          kind: "job",
-          role: "run",
-          type,
-          name: `rehearsal-${i}.js`,
-          source,
-          modules: [["part.js", "export const part = 1;"]],
-          seed: new Uint8Array(32),
-          nowMs: i,
-          wallMs: 10_000,
-          maxResultBytes: 4096,
-          maxLogBytes: 4096,
-          maxStackBytes: 256 * 1024,
-          maxMemoryBytes: 2 ** 31,
-          maxCallBytes: 4096,
-          maxInFlight: 8,
-          maxTimers: 8,
-          fuel: 0,
-          clock: { mode: "frozen", stepMs: 0 },
-          leastLevel: "debug",
-          env: [["kv", "capability", 7, ["get", "set"]]],
-          input: encode({ list: [1, "two", null], bytes: new Uint8Array(2) }, limits),
-        });
+        const input = encode({ list: [1, "two", null], bytes: new Uint8Array(2) }, limits);
+        const frame = jobOf(type, `rehearsal-${i}.js`, source, A_DATE_MS + i, input);
         const value = encode("an answer", limits);
-        const reply = (id: number) => encodeItems(i + 10, [{ kind: "reply", id, ok: true, value }]);
-        const incoming = [frame, ...reply(1), ...reply(2)];
-        const source_ = new FrameSource((into) => {
-          const next = incoming.shift();
-          if (next !== undefined) into.set(next);
-          return next?.length ?? 0;
-        });
-        const job = source_.job();
-        if (job !== undefined)
-          runJob(
-            spare,
-            job,
-            source_,
-            sender(() => {}),
-          );
+        const reply = (id: number) =>
+          encodeItems(A_DATE_MS + i + 10, [{ kind: "reply", id, ok: true, value }]);
+        const stage = build();
+        for (const bytes of [frame, ...reply(1), ...reply(2)]) fs.writeSync(stage.host, bytes);
+        stage.finish();
+        perform(spare, stage.worker);
+        stage.close();
       }
     }
   });
+}
+
+/** The worker's main, up to where its process would end. */
+function perform(image: Image, fd: number): void {
+  let exitCode: number | undefined;
+  const exit = (code: number): never => {
+    exitCode ??= code;
+    throw new Error("the end of a rehearsal");
+  };
+  try {
+    serveWorker(image, { fd, exit });
+  } catch (error) {
+    if (exitCode !== 0) throw new Error("the rehearsal of a worker failed", { cause: error });
+  }
 }
 
 const SCRIPTS: readonly (readonly ["module" | "script", string])[] = [

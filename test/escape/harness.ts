@@ -118,7 +118,6 @@ export class OwnedHull {
         resolve();
       });
     });
-    await worker.forked;
     this.zygote.attest(worker, workerLimits(this.limits));
     const lower = (wanted: Limits) => worker.limit(workerLimits(wanted));
     return { worker, parked: new ParkedWorker(worker, connection, host.facts.arch, this.limits, lower) };
