@@ -58,6 +58,17 @@ export interface LaunchedKeeper {
 /** V8 is told that it may use 3.9 MB of the stack (the engines' flags): with less it would die of SIGSEGV. */
 const LEAST_STACK = 6 * 1024 * 1024;
 
+/**
+ * What the C library's heap frees goes back to where it came from at once, and large blocks come from the kernel: what
+ * lies in lists of free blocks instead, each worker finds scattered over the heap, and copies a page for every one that
+ * it takes. man 3 mallopt; glibc manual "Memory Allocation Tunables"; another C library ignores it.
+ */
+const MALLOC = ["mmap_threshold=131072", "mxfast=0", "tcache_count=0"];
+const KEEPER_ENV = {
+  TZ: "UTC",
+  GLIBC_TUNABLES: MALLOC.map((tunable) => `glibc.malloc.${tunable}`).join(":"),
+};
+
 /** Starts the keeper's program, which boots while the caller finds out what it wants of it. Throws JailError. */
 export async function launchKeeper(options: KeeperLaunch): Promise<LaunchedKeeper> {
   if (!path.basename(process.execPath).startsWith("node")) {
@@ -80,7 +91,14 @@ export async function launchKeeper(options: KeeperLaunch): Promise<LaunchedKeepe
   const node = [process.execPath, ...options.nodeFlags, options.main, options.argument];
   const scope = ["--user", "--scope", "--quiet", "--collect", "-p", "Delegate=yes", "--"];
   const [command, ...args] = options.systemdScope
-    ? ["systemd-run", ...scope, "/usr/bin/env", "-i", "TZ=UTC", ...node]
+    ? [
+        "systemd-run",
+        ...scope,
+        "/usr/bin/env",
+        "-i",
+        ...Object.entries(KEEPER_ENV).map(([name, value]) => `${name}=${value}`),
+        ...node,
+      ]
     : node;
   try {
     buryForgottenKeepers();
@@ -93,7 +111,7 @@ export async function launchKeeper(options: KeeperLaunch): Promise<LaunchedKeepe
       {
         command: command as string,
         args,
-        env: options.systemdScope ? options.scopeEnv : { TZ: "UTC" },
+        env: options.systemdScope ? options.scopeEnv : KEEPER_ENV,
         stdio: ["ignore", "ignore", stderr, keeperEvents, keeperCommands],
       },
       options.launchFrom,
@@ -200,15 +218,18 @@ export class Zygote {
     return this.#pid;
   }
 
-  /** Asks for a worker; `undefined` when no slot is free or the zygote is gone. Its socket is usable at once. */
-  fork(): JailedWorker | undefined {
+  /**
+   * Asks for a worker; `undefined` when no slot is free or the zygote is gone. Its socket is usable at once. The note
+   * reaches the worker's main: 32 bits.
+   */
+  fork(note = 0): JailedWorker | undefined {
     if (!this.alive || this.#freeSlots.length === 0) return undefined;
     const [mine, theirs] = socketPair();
     const slot = this.#freeSlots.pop() as number;
     const id = ++this.forks;
     let sent = false;
     try {
-      sent = this.#commands.send({ command: COMMAND.FORK, id, slot, fd: theirs }, false);
+      sent = this.#commands.send({ command: COMMAND.FORK, id, slot, note, fd: theirs }, false);
     } catch (error) {
       if (!(error instanceof KernelError)) throw error; // EPIPE: the zygote is going; close will be heard
     } finally {

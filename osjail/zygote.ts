@@ -16,6 +16,8 @@ import { WORKER_SOCKET_FD, type Refusal } from "./seccomp.js";
 /** A worker's one way to the world, usable after lock-down: read(2), write(2) and exit_group(2) on raw numbers. */
 export interface Port {
   fd: number;
+  /** What the supervisor said with the fork. */
+  note: number;
   exit(code: number): never;
 }
 
@@ -169,16 +171,16 @@ class Zygote {
     const record = this.#commands.receive(true);
     if (record === undefined || record.command === COMMAND.STOP) return false;
     if (record.command === COMMAND.FORK && record.fd !== undefined)
-      this.#fork(record.id, record.slot, record.fd);
+      this.#fork(record.id, record.slot, record.fd, record.note ?? 0);
     if (record.command === COMMAND.KILL) {
       for (const [pid, child] of this.#children) if (child.id === record.id) trySys("kill", pid, SIG.KILL);
     }
     return true;
   }
 
-  #fork(id: number, slot: number, socket: number): void {
+  #fork(id: number, slot: number, socket: number, note: number): void {
     const { pid, pidfd } = this.#spawn(slot, socket, () =>
-      this.main({ fd: WORKER_SOCKET_FD, exit: exitGroup }),
+      this.main({ fd: WORKER_SOCKET_FD, note, exit: exitGroup }),
     );
     sys("close", socket);
     this.#children.set(pid, { id });

@@ -13,7 +13,7 @@ import type { Arch } from "../osjail/abi/syscalls.js";
 import type { Host } from "../osjail/host.js";
 import type { LaunchedKeeper, WorkerExit, Zygote } from "../osjail/zygote-client.js";
 import type { LaunchFrom } from "../osjail/launch.js";
-import { nodeFlags, type EngineKind, type ImageKind } from "./engines.js";
+import { COLD, nodeFlags, WARM, type EngineKind, type ImageKind } from "./engines.js";
 import { WORKER_OVERHEAD_MB, type Limits } from "./limits.js";
 import type { Layers } from "./outcome.js";
 
@@ -37,8 +37,11 @@ export interface Hull {
   readonly layers: Layers;
   /** Called when there is room for a worker again. */
   onFree: (() => void) | undefined;
-  /** A worker on its way; undefined when there is no room. Resolves when it is parked and attested. */
-  fork(): Promise<ParkedWorker> | undefined;
+  /**
+   * A worker on its way; undefined when there is no room. Resolves when it is parked and attested. A cold one takes less
+   * memory while it waits, and more time for its run.
+   */
+  fork(temperature: "warm" | "cold"): Promise<ParkedWorker> | undefined;
   stop(): Promise<void>;
 }
 
@@ -239,10 +242,10 @@ class JailHull implements Hull {
     return this.zygote.stop();
   }
 
-  fork(): Promise<ParkedWorker> | undefined {
+  fork(temperature: "warm" | "cold"): Promise<ParkedWorker> | undefined {
     let worker: ReturnType<Zygote["fork"]>;
     try {
-      worker = this.zygote.fork();
+      worker = this.zygote.fork(temperature === "cold" ? COLD : WARM);
     } catch (error) {
       throw asStartError(error);
     }
