@@ -34,6 +34,8 @@ export const JAIL_ERRORS = {
     "Raise the limit on the stack before starting: ulimit -s 8192 (or LimitSTACK=8M in a systemd unit).",
   "worker-start":
     "Raise the limits on open files and processes (ulimit -n, ulimit -u), or lower maxConcurrent and parked.",
+  "open-files":
+    "Raise the limit on open files before starting (ulimit -n, or LimitNOFILE= in a systemd unit), or lower parked and maxConcurrent.",
   "zygote-lost": "The zygote ended unexpectedly; it is started anew. If it repeats, run `doublehull doctor`.",
   "zygote-start": "The zygote could not be started. Run `doublehull doctor`.",
 } as const;

@@ -9,7 +9,7 @@ import path from "node:path";
 import { ERRNO, F, MSG, O, RLIMIT, SIG, WAIT } from "./abi/linux.js";
 import { attest, filterCount, type Attested } from "./attest.js";
 import { CgroupError } from "./cgroup.js";
-import { Slot, type SlotPaths } from "./cgroup-slot.js";
+import { KEPT_FILES, Slot, type SlotPaths } from "./cgroup-slot.js";
 import { COMMAND, DescriptorSocket, socketPair } from "./descriptors.js";
 import { JailError, JAIL_ERRORS, type JailErrorCode } from "./errors.js";
 import { launch, type LaunchFrom } from "./launch.js";
@@ -124,6 +124,22 @@ export async function launchKeeper(options: KeeperLaunch): Promise<LaunchedKeepe
   }
 }
 
+/** A worker is a socket and a pidfd to us, its slot the control files that are kept open. */
+const DESCRIPTORS = { worker: 2, slot: KEPT_FILES };
+
+/**
+ * Too few descriptors are an error now rather than one in the middle of a run. Node has raised the soft limit to the
+ * hard one when it started, so there is nothing left to raise. man 2 getrlimit RLIMIT_NOFILE
+ */
+function descriptorShortage(plan: JailPlan): JailError | undefined {
+  const each = DESCRIPTORS.worker + (plan.cgroup === undefined ? 0 : DESCRIPTORS.slot);
+  const needed = fs.readdirSync("/proc/self/fd").length + each * plan.slots;
+  const limit = getLimit(RLIMIT.NOFILE).soft;
+  if (needed <= limit) return undefined;
+  const workers = `${plan.slots} workers (parked, running and ending) need ${needed} open files`;
+  return new JailError("open-files", `${workers}, and the limit is ${limit}`);
+}
+
 /** man 2 shutdown */
 const SHUT_WR = 1;
 
@@ -195,6 +211,11 @@ export class Zygote {
     keeper: LaunchedKeeper,
   ): Promise<Zygote> {
     const zygote = new Zygote(plan, keeper);
+    const shortage = descriptorShortage(plan);
+    if (shortage !== undefined) {
+      await zygote.stop();
+      throw shortage;
+    }
     const ready = new Promise<void>((resolve, reject) => (zygote.#ready = { resolve, reject }));
     const text = new Memory(encodeSetup(setup));
     const sent = trySys("sendto", keeper.commands, text, text.bytes.length, MSG.NOSIGNAL, 0, 0);
