@@ -16,8 +16,11 @@ import { exitGroup, runZygote, type WorkerMain, type ZygoteEvent } from "./zygot
 export const EVENTS_FD = 3;
 export const COMMANDS_FD = 4;
 
-/** Becomes keeper and zygote; returns in neither. `main` runs in every worker after its lock-down. */
-export function keep(plan: JailPlan, main: WorkerMain): never {
+/**
+ * Becomes keeper and zygote; returns in neither. `main` runs in every worker after its lock-down, `settle` in the zygote
+ * before it enters the jail: what it leaves of memory is what every fork copies.
+ */
+export function keep(plan: JailPlan, main: WorkerMain, settle: () => void = () => {}): never {
   const tell = (event: ZygoteEvent): void => void fs.writeSync(EVENTS_FD, `${JSON.stringify(event)}\n`);
   let tree: CgroupTree | undefined;
   try {
@@ -35,6 +38,7 @@ export function keep(plan: JailPlan, main: WorkerMain): never {
       if (trySys("read", wait, new Memory(1), 1) !== 1) exitGroup(1);
       sys("close", wait);
       for (const fd of tree?.locks ?? []) sys("close", fd); // the keeper's; and no way into the host's files
+      settle();
       runZygote(plan, { commands: COMMANDS_FD, tell, join }, main);
     }
     sys("close", COMMANDS_FD);

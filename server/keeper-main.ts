@@ -25,12 +25,23 @@ const image = await engine.boot({ memoryMb: setup.memoryMb, guest: GUEST });
 // Somebody waits for a fast start, and the rehearsal takes longer than what its few runs would save by it.
 if (setup.image !== "fast-start") rehearse(image, 12);
 image.warm();
-// Whatever the boot left lying about, every worker would inherit as page tables and copies. An ordinary collection: a
-// "last-resort" one also flushes compiled WebAssembly on Node 24, and no worker could compile it again. What it moves,
-// it moves together: fewer pages, and fewer page tables.
+// What a collection moves then, it moves together: fewer pages, and fewer page tables.
 if (setup.image !== "fast-start") v8.setFlagsFromString("--compact-on-every-full-gc");
-(globalThis as { gc?: () => void }).gc?.();
-v8.setFlagsFromString("--no-compact-on-every-full-gc");
-trimHeap();
-giveBack();
-keep(setup.plan, (port) => serveWorker(image, port));
+collect();
+keep(setup.plan, (port) => serveWorker(image, port), settle);
+
+/**
+ * Whatever the boot left lying about, every worker would inherit as page tables and copies. An ordinary collection: a
+ * "last-resort" one also flushes compiled WebAssembly on Node 24, and no worker could compile it again.
+ */
+function collect(): void {
+  (globalThis as { gc?: () => void }).gc?.();
+  trimHeap();
+}
+
+/** In the zygote: until here its memory has grown together; when it forks no address is taken. */
+function settle(): void {
+  trimHeap();
+  v8.setFlagsFromString("--no-compact-on-every-full-gc");
+  giveBack();
+}
