@@ -123,6 +123,8 @@ interface SlotFiles {
   quota: ControlFile | undefined;
   period: ControlFile | undefined;
   cpuTime: ControlFile | undefined;
+  /** v1: cpu.shares; v2: cpu.weight. */
+  weight: ControlFile | undefined;
 }
 
 /** Control files of a slot that stay open, at most: the limit, the peak, the OOM killer's count. */
@@ -134,6 +136,7 @@ export const KEPT_FILES = 3;
  */
 export class Slot {
   #quota: string | undefined;
+  #share = 100;
   #open: SlotFiles | undefined;
   private constructor(
     readonly paths: SlotPaths,
@@ -167,6 +170,7 @@ export class Slot {
           quota: cpu === undefined ? undefined : may(`${cpu}/cpu.max`),
           period: undefined,
           cpuTime: may(`${memory}/cpu.stat`), // there with or without the controller. v2.rst
+          weight: cpu === undefined ? undefined : may(`${cpu}/cpu.weight`),
         });
       }
       return new Slot(paths, {
@@ -180,6 +184,7 @@ export class Slot {
         quota: cpu === undefined ? undefined : may(`${cpu}/cpu.cfs_quota_us`),
         period: cpu === undefined ? undefined : may(`${cpu}/cpu.cfs_period_us`),
         cpuTime: cpu === undefined ? undefined : may(`${cpu}/cpuacct.usage`), // only where mounted with cpu
+        weight: cpu === undefined ? undefined : may(`${cpu}/cpu.shares`),
       });
     } catch (error) {
       for (const file of opened) file.close();
@@ -242,6 +247,18 @@ export class Slot {
       }
     }
     this.#quota = wanted;
+  }
+
+  /**
+   * The slot's share of CPU against its siblings, in percent of what a slot has at first; false where there is no cpu
+   * controller. v2.rst cpu.weight (100 at first), sched-design-CFS.rst cpu.shares (1024)
+   */
+  setShare(percent: number): boolean {
+    const { weight } = this.#files;
+    if (weight === undefined || percent === this.#share) return weight !== undefined;
+    weight.write(String(this.paths.version === "v2" ? percent : Math.round(10.24 * percent)));
+    this.#share = percent;
+    return true;
   }
 
   /** Starts the peak anew at what is in use now. False where the kernel cannot (v2 before 6.12): peaks then run on. */

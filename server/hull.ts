@@ -24,6 +24,8 @@ export interface WorkerProcess {
   cpuMs(): number | undefined;
   peakBytes(exit?: WorkerExit): number;
   oomKilled(): boolean;
+  /** From now on others' CPU time comes first. */
+  giveWay(): void;
   kill(): void;
 }
 
@@ -430,6 +432,9 @@ class LocalWorker implements WorkerProcess {
   }
   oomKilled(): boolean {
     return false;
+  }
+  giveWay(): void {
+    // Without a kernel hull nobody is held to a share.
   }
   kill(): void {
     this.child.kill("SIGKILL");
