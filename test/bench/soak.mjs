@@ -120,13 +120,13 @@ const LOAD = {
   memory: [
     2,
     "const all = []; export default () => { for (;;) all.push(new Uint8Array(1e6).fill(7)); }",
-    {},
+    { limits: { wallMs: 1000 } },
     ["memory", "threw", "wall-time", "cpu-time"],
   ],
   strings: [
     2,
     "export default () => { let s = 'x'; for (;;) s += s; }",
-    {},
+    { limits: { wallMs: 1000 } },
     ["memory", "threw", "wall-time", "cpu-time"],
   ],
   recursion: [3, "const f = () => f() + 1; export default f", {}, ["stack", "threw"]],
@@ -215,7 +215,6 @@ async function once(sandbox, name, chaos) {
   clearTimeout(timer);
   const word = wordOf(outcome);
   if (accepted.includes(word) || (chaos && word === "lost")) return { word };
-  // A deadline that a busy host met: counted, and no failure, but for who has no business with one.
   return {
     word,
     unexpected: `${name} ended as ${word}: ${JSON.stringify(outcome.stop ?? outcome.error ?? outcome.value)}`,
@@ -276,6 +275,7 @@ const sandbox = await Sandbox.create({
   parked: 4,
   maxConcurrent: CONCURRENT,
   typescript: true,
+  limits: { wallMs: 10_000, cpuMs: 10_000 }, // a busy host must not meet it for an honest script
   recycleForks: 1_000_000_000, // a zygote's own growth is to be seen
 });
 await sandbox.run(LOAD.typescript[1], { language: "typescript" });
