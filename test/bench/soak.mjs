@@ -261,10 +261,10 @@ function slope(points) {
 
 // -- the run -----------------------------------------------------------------------------------------------------------
 
-let interrupted = false;
+const interrupted = new AbortController();
 process.on("SIGINT", () => {
-  if (interrupted) process.exit(130);
-  interrupted = true;
+  if (interrupted.signal.aborted) process.exit(130);
+  interrupted.abort();
   console.log("interrupted: ending in order");
 });
 
@@ -288,7 +288,7 @@ let [runs, lastSample, lastLine, lastLineRuns, lastKill, kills] = [0, 0, started
 let going = new Set();
 const wait = (ms) => new Promise((go) => setTimeout(go, ms));
 
-while (!interrupted && runs < MAX_RUNS && performance.now() < UNTIL) {
+while (!interrupted.signal.aborted && runs < MAX_RUNS && performance.now() < UNTIL) {
   while (going.size < CONCURRENT + 4 && runs < MAX_RUNS) {
     runs++;
     const name = draw();
@@ -339,10 +339,16 @@ const left = {
 
 // -- the verdict -------------------------------------------------------------------------------------------------------
 
-const steady = samples.slice(Math.ceil(samples.length / 4)); // after the warm-up
+// Caches, compiled code and the heap's size settle within the first runs; a line needs a length.
+const [WARM_UP_RUNS, LEAST_RUNS] = [2000, 3000];
+const steady = samples.filter((one) => one.runs > Math.max(WARM_UP_RUNS, runs / 4));
+const length = steady.length === 0 ? 0 : steady.at(-1).runs - steady[0].runs;
 const growth = {};
 const failures = [];
-if (steady.length < 5) console.log(`only ${steady.length} samples after the warm-up: no verdict on growth`);
+if (steady.length < 5 || length < LEAST_RUNS)
+  console.log(
+    `${steady.length} samples over ${length} runs after the warm-up: too few for a verdict on growth`,
+  );
 else {
   for (const [name, { bound, what }] of Object.entries(BOUNDS)) {
     // A zygote that was killed takes its memory along: between two kills there is no line to be seen.

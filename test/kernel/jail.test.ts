@@ -165,9 +165,12 @@ describe("a parked worker, seen from outside,", () => {
       expect.stringMatching(/ \/ \/ ro,nosuid,nodev,noexec.* - tmpfs /),
     ]);
     expect(fs.readdirSync(`${proc}/fd`)).toEqual(["3"]);
-    // Ours alone: nothing of the caller's.
-    const environment = fs.readFileSync(`${proc}/environ`, "latin1").split("\0");
-    expect(environment.map((entry) => entry.split("=")[0])).toEqual(["TZ", "GLIBC_TUNABLES", ""]);
+    // What the keeper is given, and nothing of the caller's; glibc cuts the tunables apart where they lie.
+    const environment = fs.readFileSync(`${proc}/environ`, "latin1").split(/[\0:]/);
+    const malloc = ["mmap_threshold=131072", "mxfast=0", "tcache_count=0"].map(
+      (one) => `glibc.malloc.${one}`,
+    );
+    expect(environment).toEqual(["TZ=UTC", `GLIBC_TUNABLES=${malloc[0]}`, ...malloc.slice(1), ""]);
   });
 
   it.each(["owned", "quickjs"] as const)(
