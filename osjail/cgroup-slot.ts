@@ -1,6 +1,7 @@
 /**
  * The supervisor's side of one worker's cgroup: arming limits, and reading from outside how much the worker took and
- * whether the kernel killed it for that. The control files are opened once and kept.
+ * whether the kernel killed it for that. The control files that every run needs are opened once and kept; a thousand
+ * slots would be ten thousand descriptors if the others were.
  */
 import * as fs from "node:fs";
 import { CgroupError, errno, failed, parsePids } from "./cgroup.js";
@@ -25,24 +26,30 @@ export interface SlotLimits {
 /** The kernel counts memory in pages and rounds a limit down; 64 KiB is the largest page of a supported machine. */
 const LARGEST_PAGE = 65_536;
 
-/** An open control file. pread and pwrite at 0: the file is made anew by every read and takes every write whole. */
+/**
+ * A control file, kept open or opened for each access. pread and pwrite at 0: the file is made anew by every read and
+ * takes every write whole.
+ */
 class ControlFile {
   static readonly #buffer = Buffer.alloc(4096);
   private constructor(
     readonly path: string,
-    readonly fd: number,
+    readonly flags: number,
+    readonly fd: number | undefined,
   ) {}
 
-  static open(path: string): ControlFile {
-    const file = ControlFile.openIfPresent(path);
+  static open(path: string, kept: boolean): ControlFile {
+    const file = ControlFile.openIfPresent(path, kept);
     if (file === undefined) throw new CgroupError("cgroup-open", `cannot open ${path}: ENOENT`);
     return file;
   }
 
-  static openIfPresent(path: string): ControlFile | undefined {
+  static openIfPresent(path: string, kept: boolean): ControlFile | undefined {
     for (const flags of [fs.constants.O_RDWR, fs.constants.O_RDONLY]) {
       try {
-        return new ControlFile(path, fs.openSync(path, flags));
+        const fd = fs.openSync(path, flags);
+        if (!kept) fs.closeSync(fd);
+        return new ControlFile(path, flags, kept ? fd : undefined);
       } catch (error) {
         if (errno(error) === "ENOENT") return undefined;
         if (errno(error) !== "EACCES" || flags === fs.constants.O_RDONLY) {
@@ -55,7 +62,7 @@ class ControlFile {
 
   read(): string {
     try {
-      const length = fs.readSync(this.fd, ControlFile.#buffer, 0, ControlFile.#buffer.length, 0);
+      const length = this.#with((fd) => fs.readSync(fd, ControlFile.#buffer, 0, 4096, 0));
       return ControlFile.#buffer.toString("latin1", 0, length).trimEnd();
     } catch (error) {
       throw failed("cgroup-read", "read", this.path, error);
@@ -64,7 +71,7 @@ class ControlFile {
 
   write(text: string): void {
     try {
-      fs.writeSync(this.fd, text, 0, "latin1");
+      this.#with((fd) => fs.writeSync(fd, text, 0, "latin1"));
     } catch (error) {
       throw failed("cgroup-write", `write "${text}" to`, this.path, error);
     }
@@ -81,6 +88,20 @@ class ControlFile {
     this.write(String(bytes));
     const got = Number(this.read());
     if (!(got <= bytes && bytes - got < LARGEST_PAGE)) throw this.#notArmed(String(bytes), String(got));
+  }
+
+  #with<T>(act: (fd: number) => T): T {
+    if (this.fd !== undefined) return act(this.fd);
+    const fd = fs.openSync(this.path, this.flags);
+    try {
+      return act(fd);
+    } finally {
+      fs.closeSync(fd);
+    }
+  }
+
+  close(): void {
+    if (this.fd !== undefined) fs.closeSync(this.fd);
   }
 
   #notArmed(want: string, got: string): CgroupError {
@@ -102,14 +123,20 @@ interface SlotFiles {
   quota: ControlFile | undefined;
   period: ControlFile | undefined;
   cpuTime: ControlFile | undefined;
+  /** v1: cpu.shares; v2: cpu.weight. */
+  weight: ControlFile | undefined;
 }
 
+/** Control files of a slot that stay open, at most: the limit, the peak, the OOM killer's count. */
+export const KEPT_FILES = 3;
+
 /**
- * The supervisor's grip on one slot: its control files, opened once and kept. Counters run on across the workers that
+ * The supervisor's grip on one slot: its control files. Counters run on across the workers that
  * use the slot, so callers compare two readings. Whoever opens it closes it.
  */
 export class Slot {
   #quota: string | undefined;
+  #share = 100;
   #open: SlotFiles | undefined;
   private constructor(
     readonly paths: SlotPaths,
@@ -125,39 +152,42 @@ export class Slot {
       if (file !== undefined) opened.push(file);
       return file;
     };
-    const must = (path: string) => keep(ControlFile.open(path));
-    const may = (path: string) => keep(ControlFile.openIfPresent(path));
+    const must = (path: string, kept: "kept" | "" = "") => keep(ControlFile.open(path, kept === "kept"));
+    const may = (path: string, kept: "kept" | "" = "") =>
+      keep(ControlFile.openIfPresent(path, kept === "kept"));
     const { memory, pids, cpu } = paths;
     try {
       const pidsFiles = { pidsMax: must(`${pids}/pids.max`), pidsEvents: must(`${pids}/pids.events`) };
       if (paths.version === "v2") {
         return new Slot(paths, {
           ...pidsFiles,
-          limit: must(`${memory}/memory.max`),
+          limit: must(`${memory}/memory.max`, "kept"),
           swap: may(`${memory}/memory.swap.max`),
           oomGroup: must(`${memory}/memory.oom.group`), // Linux 4.19
           usage: must(`${memory}/memory.current`),
-          peak: may(`${memory}/memory.peak`), // Linux 5.19
-          oom: must(`${memory}/memory.events`),
+          peak: may(`${memory}/memory.peak`, "kept"), // Linux 5.19
+          oom: must(`${memory}/memory.events`, "kept"),
           quota: cpu === undefined ? undefined : may(`${cpu}/cpu.max`),
           period: undefined,
           cpuTime: may(`${memory}/cpu.stat`), // there with or without the controller. v2.rst
+          weight: cpu === undefined ? undefined : may(`${cpu}/cpu.weight`),
         });
       }
       return new Slot(paths, {
         ...pidsFiles,
-        limit: must(`${memory}/memory.limit_in_bytes`),
+        limit: must(`${memory}/memory.limit_in_bytes`, "kept"),
         swap: may(`${memory}/memory.memsw.limit_in_bytes`),
         oomGroup: undefined,
         usage: must(`${memory}/memory.usage_in_bytes`),
-        peak: may(`${memory}/memory.max_usage_in_bytes`),
-        oom: must(`${memory}/memory.oom_control`),
+        peak: may(`${memory}/memory.max_usage_in_bytes`, "kept"),
+        oom: must(`${memory}/memory.oom_control`, "kept"),
         quota: cpu === undefined ? undefined : may(`${cpu}/cpu.cfs_quota_us`),
         period: cpu === undefined ? undefined : may(`${cpu}/cpu.cfs_period_us`),
         cpuTime: cpu === undefined ? undefined : may(`${cpu}/cpuacct.usage`), // only where mounted with cpu
+        weight: cpu === undefined ? undefined : may(`${cpu}/cpu.shares`),
       });
     } catch (error) {
-      for (const file of opened) fs.closeSync(file.fd);
+      for (const file of opened) file.close();
       throw error;
     }
   }
@@ -217,6 +247,18 @@ export class Slot {
       }
     }
     this.#quota = wanted;
+  }
+
+  /**
+   * The slot's share of CPU against its siblings, in percent of what a slot has at first; false where there is no cpu
+   * controller. v2.rst cpu.weight (100 at first), sched-design-CFS.rst cpu.shares (1024)
+   */
+  setShare(percent: number): boolean {
+    const { weight } = this.#files;
+    if (weight === undefined || percent === this.#share) return weight !== undefined;
+    weight.write(String(this.paths.version === "v2" ? percent : Math.round(10.24 * percent)));
+    this.#share = percent;
+    return true;
   }
 
   /** Starts the peak anew at what is in use now. False where the kernel cannot (v2 before 6.12): peaks then run on. */
@@ -286,7 +328,7 @@ export class Slot {
     const files = this.#open;
     this.#open = undefined;
     const all: (ControlFile | undefined)[] = files === undefined ? [] : Object.values(files);
-    for (const file of all) if (file !== undefined) fs.closeSync(file.fd);
+    for (const file of all) file?.close();
   }
 
   get #files(): SlotFiles {

@@ -17,6 +17,8 @@ export interface CommandRecord {
   command: number;
   id: number;
   slot: number;
+  /** Of a fork: what its main is told, 32 bits. */
+  note?: number;
   fd: number | undefined;
 }
 
@@ -47,7 +49,7 @@ export class DescriptorSocket {
     bytes.writeUInt32LE(record.command, 0);
     bytes.writeUInt32LE(record.id, 4);
     bytes.writeUInt32LE(record.slot, 8);
-    bytes.writeUInt32LE(0, 12);
+    bytes.writeUInt32LE(record.note ?? 0, 12);
     if (record.fd !== undefined) {
       const control = this.#control.bytes;
       control.writeBigUInt64LE(BigInt(CMSGHDR.data + 4), CMSGHDR.len);
@@ -76,6 +78,7 @@ export class DescriptorSocket {
       command: bytes.readUInt32LE(0),
       id: bytes.readUInt32LE(4),
       slot: bytes.readUInt32LE(8),
+      note: bytes.readUInt32LE(12),
       fd: carried ? this.#control.bytes.readInt32LE(CMSGHDR.data) : undefined,
     };
   }

@@ -35,6 +35,8 @@ export const JAIL_ERRORS = {
   "worker-start":
     "Raise the limits on open files and processes (ulimit -n, ulimit -u), or lower maxConcurrent and parked.",
   engine: "The engine could not be loaded under this Node: reinstall its package, or use the engine quickjs.",
+  "open-files":
+    "Raise the limit on open files before starting (ulimit -n, or LimitNOFILE= in a systemd unit), or lower parked and maxConcurrent.",
   "zygote-lost": "The zygote ended unexpectedly; it is started anew. If it repeats, run `doublehull doctor`.",
   "zygote-start": "The zygote could not be started. Run `doublehull doctor`.",
 } as const;

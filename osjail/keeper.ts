@@ -24,11 +24,16 @@ export function failToStart(code: JailErrorCode, message: string): never {
   return exitGroup(1);
 }
 
-/**
- * Becomes keeper and zygote; returns in neither. `main` runs in every worker after its lock-down. What `beforeFork` gives
- * is a moment (performance.now) until which the fork must have happened, and before which nothing runs in the child.
- */
-export function keep(plan: JailPlan, main: WorkerMain, beforeFork?: () => number): never {
+/** What else there is to do about the fork, by the program that knows what is in its memory. */
+export interface AroundFork {
+  /** Gives a moment (performance.now) until which the fork must have happened, and before which nothing runs in the child. */
+  before?: (() => number) | undefined;
+  /** In the zygote, before it enters the jail: what this leaves of memory is what every fork copies. */
+  settle(): void;
+}
+
+/** Becomes keeper and zygote; returns in neither. `main` runs in every worker after its lock-down. */
+export function keep(plan: JailPlan, main: WorkerMain, { before, settle }: AroundFork): never {
   let tree: CgroupTree | undefined;
   try {
     if (plan.ids.kind === "high") sys("setgroups", 0, 0);
@@ -38,7 +43,7 @@ export function keep(plan: JailPlan, main: WorkerMain, beforeFork?: () => number
     const go = new Memory(8);
     sys("pipe2", go, O.CLOEXEC);
     const [wait, start] = [go.bytes.readInt32LE(0), go.bytes.readInt32LE(4)];
-    const { pid, pidfd, until } = cloneInTime(plan, beforeFork);
+    const { pid, pidfd, until } = cloneInTime(plan, before);
     if (pid === 0) {
       // Blocks until the maps are written; a keeper that failed has closed the pipe, which reads as nothing.
       sys("close", start);
@@ -46,6 +51,7 @@ export function keep(plan: JailPlan, main: WorkerMain, beforeFork?: () => number
       sys("close", wait);
       while (performance.now() < until) Atomics.wait(nap, 0, 0, until - performance.now());
       for (const fd of tree?.locks ?? []) sys("close", fd); // the keeper's; and no way into the host's files
+      settle();
       runZygote(plan, { commands: COMMANDS_FD, tell, join }, main);
     }
     sys("close", COMMANDS_FD);

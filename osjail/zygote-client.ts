@@ -9,7 +9,7 @@ import path from "node:path";
 import { ERRNO, F, MSG, O, RLIMIT, SIG, WAIT } from "./abi/linux.js";
 import { attest, filterCount, readProc, type Attested } from "./attest.js";
 import { CgroupError } from "./cgroup.js";
-import { Slot, type SlotPaths } from "./cgroup-slot.js";
+import { KEPT_FILES, Slot, type SlotPaths } from "./cgroup-slot.js";
 import { COMMAND, DescriptorSocket, socketPair } from "./descriptors.js";
 import { JailError, JAIL_ERRORS, type JailErrorCode } from "./errors.js";
 import { launch, type LaunchFrom } from "./launch.js";
@@ -58,6 +58,8 @@ export interface LaunchedKeeper {
 /** V8 is told that it may use 3.9 MB of the stack (the engines' flags): with less it would die of SIGSEGV. */
 const LEAST_STACK = 6 * 1024 * 1024;
 
+const KEEPER_ENV = { TZ: "UTC" };
+
 /** Starts the keeper's program, which boots while the caller finds out what it wants of it. Throws JailError. */
 export async function launchKeeper(options: KeeperLaunch): Promise<LaunchedKeeper> {
   if (!path.basename(process.execPath).startsWith("node")) {
@@ -80,7 +82,14 @@ export async function launchKeeper(options: KeeperLaunch): Promise<LaunchedKeepe
   const node = [process.execPath, ...options.nodeFlags, options.main, options.argument];
   const scope = ["--user", "--scope", "--quiet", "--collect", "-p", "Delegate=yes", "--"];
   const [command, ...args] = options.systemdScope
-    ? ["systemd-run", ...scope, "/usr/bin/env", "-i", "TZ=UTC", ...node]
+    ? [
+        "systemd-run",
+        ...scope,
+        "/usr/bin/env",
+        "-i",
+        ...Object.entries(KEEPER_ENV).map(([name, value]) => `${name}=${value}`),
+        ...node,
+      ]
     : node;
   try {
     buryForgottenKeepers();
@@ -93,7 +102,7 @@ export async function launchKeeper(options: KeeperLaunch): Promise<LaunchedKeepe
       {
         command: command as string,
         args,
-        env: options.systemdScope ? options.scopeEnv : { TZ: "UTC" },
+        env: options.systemdScope ? options.scopeEnv : KEEPER_ENV,
         stdio: ["ignore", "ignore", stderr, keeperEvents, keeperCommands],
       },
       options.launchFrom,
@@ -105,6 +114,25 @@ export async function launchKeeper(options: KeeperLaunch): Promise<LaunchedKeepe
     throw new JailError("zygote-start", textOf(error), { cause: error });
   }
 }
+
+/** A worker is a socket and a pidfd to us, its slot the control files that are kept open. */
+const DESCRIPTORS = { worker: 2, slot: KEPT_FILES };
+
+/**
+ * Too few descriptors are an error now rather than one in the middle of a run. Node has raised the soft limit to the
+ * hard one when it started, so there is nothing left to raise. man 2 getrlimit RLIMIT_NOFILE
+ */
+function descriptorShortage(plan: JailPlan): JailError | undefined {
+  const each = DESCRIPTORS.worker + (plan.cgroup === undefined ? 0 : DESCRIPTORS.slot);
+  const needed = fs.readdirSync("/proc/self/fd").length + each * plan.slots;
+  const limit = getLimit(RLIMIT.NOFILE).soft;
+  if (needed <= limit) return undefined;
+  const workers = `${plan.slots} workers (parked, running and ending) need ${needed} open files`;
+  return new JailError("open-files", `${workers}, and the limit is ${limit}`);
+}
+
+/** man 2 setpriority */
+const PRIO_PROCESS = 0;
 
 /** man 2 shutdown */
 const SHUT_WR = 1;
@@ -177,6 +205,11 @@ export class Zygote {
     keeper: LaunchedKeeper,
   ): Promise<Zygote> {
     const zygote = new Zygote(plan, keeper);
+    const shortage = descriptorShortage(plan);
+    if (shortage !== undefined) {
+      await zygote.stop();
+      throw shortage;
+    }
     const ready = new Promise<void>((resolve, reject) => (zygote.#ready = { resolve, reject }));
     const text = new Memory(encodeSetup(setup));
     const sent = trySys("sendto", keeper.commands, text, text.bytes.length, MSG.NOSIGNAL, 0, 0);
@@ -200,15 +233,18 @@ export class Zygote {
     return this.#pid;
   }
 
-  /** Asks for a worker; `undefined` when no slot is free or the zygote is gone. Its socket is usable at once. */
-  fork(): JailedWorker | undefined {
+  /**
+   * Asks for a worker; `undefined` when no slot is free or the zygote is gone. Its socket is usable at once. The note
+   * reaches the worker's main: 32 bits.
+   */
+  fork(note = 0): JailedWorker | undefined {
     if (!this.alive || this.#freeSlots.length === 0) return undefined;
     const [mine, theirs] = socketPair();
     const slot = this.#freeSlots.pop() as number;
     const id = ++this.forks;
     let sent = false;
     try {
-      sent = this.#commands.send({ command: COMMAND.FORK, id, slot, fd: theirs }, false);
+      sent = this.#commands.send({ command: COMMAND.FORK, id, slot, note, fd: theirs }, false);
     } catch (error) {
       if (!(error instanceof KernelError)) throw error; // EPIPE: the zygote is going; close will be heard
     } finally {
@@ -451,6 +487,7 @@ export class JailedWorker {
     this.limit(limits);
     this.parkedCpuMs = this.cpuMs() ?? 0;
     if (this.cgroup !== undefined) {
+      this.cgroup.setShare(100);
       this.#peakReset = this.cgroup.resetPeak();
       this.#oomKillsBefore = this.cgroup.oomKills();
     }
@@ -475,6 +512,19 @@ export class JailedWorker {
       return this.dead || !process.kill(this.pid, 0);
     } catch (error) {
       return (error as NodeJS.ErrnoException).code === "ESRCH";
+    }
+  }
+
+  /**
+   * Lets others go first, for the rest of its life: it has a tenth of what a worker has that has just begun, against its
+   * siblings where there is a cpu controller, else against every process. man 2 setpriority: nice 10 is a tenth
+   */
+  giveWay(): void {
+    if (this.dead || this.pid === 0) return;
+    try {
+      if (this.cgroup?.setShare(10) !== true) trySys("setpriority", PRIO_PROCESS, this.pid, 10);
+    } catch (error) {
+      if (!(error instanceof CgroupError)) throw error; // its cgroup has gone, and it with it
     }
   }
 

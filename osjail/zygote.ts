@@ -17,6 +17,8 @@ import { WORKER_SOCKET_FD, type Refusal } from "./seccomp.js";
 /** A worker's one way to the world, usable after lock-down: read(2), write(2) and exit_group(2) on raw numbers. */
 export interface Port {
   fd: number;
+  /** What the supervisor said with the fork. */
+  note: number;
   exit(code: number): never;
 }
 
@@ -171,15 +173,15 @@ class Zygote {
     const record = this.#commands.receive(true);
     if (record === undefined || record.command === COMMAND.STOP) return false;
     if (record.command === COMMAND.FORK && record.fd !== undefined)
-      this.#fork(record.id, record.slot, record.fd);
+      this.#fork(record.id, record.slot, record.fd, record.note ?? 0);
     if (record.command === COMMAND.KILL) {
       for (const [pid, child] of this.#children) if (child.id === record.id) trySys("kill", pid, SIG.KILL);
     }
     return true;
   }
 
-  #fork(id: number, slot: number, socket: number): void {
-    const pid = this.#spawn(slot, socket, this.main, (pidfd) =>
+  #fork(id: number, slot: number, socket: number, note: number): void {
+    const pid = this.#spawn(slot, socket, note, this.main, (pidfd) =>
       this.#commands.send({ command: COMMAND.FORK, id, slot, fd: pidfd }, true),
     );
     this.#children.set(pid, { id });
@@ -189,7 +191,13 @@ class Zygote {
    * Clones a locked-down worker, attaches to it, hands its pidfd out and only then lets it go: whoever hears of a worker
    * can have its pidfd already. Closes the socket.
    */
-  #spawn(slot: number, socket: number, main: WorkerMain, handOut: (pidfd: number) => void): number {
+  #spawn(
+    slot: number,
+    socket: number,
+    note: number,
+    main: WorkerMain,
+    handOut: (pidfd: number) => void,
+  ): number {
     sys("pipe2", this.#pipe, O.CLOEXEC);
     const [gate, key] = [this.#pipe.bytes.readInt32LE(0), this.#pipe.bytes.readInt32LE(4)];
     const pid = sys("clone3", this.#cloneArgs, CLONE_ARGS.size);
@@ -197,7 +205,7 @@ class Zygote {
       // The child. Whatever happens here must not come back into the zygote's loop.
       try {
         lockDown(this.plan, this.#kit, slot, socket, gate);
-        main(PORT);
+        main({ fd: WORKER_SOCKET_FD, note, exit: exitGroup });
       } catch {
         exitGroup(CHILD_FAILED); // before the filter: a step was refused; the supervisor sees the exit, never a job
       }
@@ -303,7 +311,7 @@ class Zygote {
       trySys("getppid");
       return exitGroup(0);
     };
-    const pid = this.#spawn(0, socket, probe, () => {});
+    const pid = this.#spawn(0, socket, 0, probe, () => {});
     let nr = -1;
     for (;;) {
       sys("wait4", pid, this.#status, WAIT.__WALL, 0);
@@ -349,8 +357,6 @@ class Zygote {
 }
 
 const CHILD_FAILED = 125;
-
-const PORT: Port = { fd: WORKER_SOCKET_FD, exit: exitGroup };
 
 interface Acts {
   open: number;

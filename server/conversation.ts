@@ -37,6 +37,12 @@ const SLICE_MS = 10;
 /** Most time that building one result may take: a script can choose keys that collide in V8's hash tables, ms. */
 const DECODE_MS = 100;
 
+/**
+ * Time after which a run gives way to those that have just begun: most are over by then, and who computes for a second
+ * in any case does not delay them.
+ */
+const FRESH_MS = 20;
+
 /** The line with which an honest worker passes its log limit, at its longest. */
 const LOG_SLACK_BYTES = 256 * 1024;
 
@@ -127,6 +133,7 @@ class Conversation {
   #bytesBefore = 0;
   #wallTimer: NodeJS.Timeout | undefined;
   #cpuTimer: NodeJS.Timeout | undefined;
+  #freshTimer: NodeJS.Timeout | undefined;
   /** Set by the first cause to end the run; what comes later does not count. */
   #ended = false;
 
@@ -172,6 +179,7 @@ class Conversation {
     this.#send(encodeMessage({ kind: "job", ...told }));
     this.#wallTimer = setTimeout(() => this.#onWallDeadline(), limits.wallMs + SOFT_GRACE_MS);
     this.#armCpuTimer(limits.cpuMs);
+    this.#freshTimer = setTimeout(() => worker.giveWay(), FRESH_MS);
     // What was recorded may be anything: it must not throw past the end of the run, which kills the worker.
     this.#guarded(() => this.#host.start?.());
   }
@@ -495,6 +503,7 @@ class Conversation {
     };
     clearTimeout(this.#wallTimer);
     clearTimeout(this.#cpuTimer);
+    clearTimeout(this.#freshTimer);
     this.#later = [];
     this.#over?.abort();
     this.#host.close();

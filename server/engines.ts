@@ -33,6 +33,12 @@ export function requirePackage(engine: EngineKind): void {
 
 export const engineRemedy = (): string =>
   `npm install ${isolatedVm()} (it may have to compile: a C++ compiler and python3), or use the engine quickjs.`;
+/**
+ * Whether a worker writes, before it parks, the pages that a run writes. A cold one waits with 0.5 MB less, and the run
+ * that gets it takes 0.3 ms longer.
+ */
+export const WARM = 0;
+export const COLD = 1;
 
 /** How WebAssembly is compiled: `fast-start` in a tenth of the time, `fast-run` to code twice as fast. */
 export type ImageKind = "fast-start" | "fast-run";

@@ -13,7 +13,7 @@ import type { Arch } from "../osjail/abi/syscalls.js";
 import type { Host } from "../osjail/host.js";
 import type { LaunchedKeeper, WorkerExit, Zygote } from "../osjail/zygote-client.js";
 import type { LaunchFrom } from "../osjail/launch.js";
-import { isV8, nodeFlags, type EngineKind, type ImageKind } from "./engines.js";
+import { COLD, isV8, nodeFlags, WARM, type EngineKind, type ImageKind } from "./engines.js";
 import { V8_RESERVE_MB, WORKER_OVERHEAD_MB, type Limits } from "./limits.js";
 import type { Layers } from "./outcome.js";
 
@@ -26,6 +26,8 @@ export interface WorkerProcess {
   cpuMs(): number | undefined;
   peakBytes(exit?: WorkerExit): number;
   oomKilled(): boolean;
+  /** From now on others' CPU time comes first. */
+  giveWay(): void;
   kill(): void;
 }
 
@@ -39,8 +41,11 @@ export interface Hull {
   readonly layers: Layers;
   /** Called when there is room for a worker again. */
   onFree: (() => void) | undefined;
-  /** A worker on its way; undefined when there is no room. Resolves when it is parked and attested. */
-  fork(): Promise<ParkedWorker> | undefined;
+  /**
+   * A worker on its way; undefined when there is no room. Resolves when it is parked and attested. A cold one takes less
+   * memory while it waits, and more time for its run.
+   */
+  fork(temperature: "warm" | "cold"): Promise<ParkedWorker> | undefined;
   stop(): Promise<void>;
 }
 
@@ -241,10 +246,10 @@ class JailHull implements Hull {
     return this.zygote.stop();
   }
 
-  fork(): Promise<ParkedWorker> | undefined {
+  fork(temperature: "warm" | "cold"): Promise<ParkedWorker> | undefined {
     let worker: ReturnType<Zygote["fork"]>;
     try {
-      worker = this.zygote.fork();
+      worker = this.zygote.fork(temperature === "cold" ? COLD : WARM);
     } catch (error) {
       throw asStartError(error);
     }
@@ -433,6 +438,9 @@ class LocalWorker implements WorkerProcess {
   }
   oomKilled(): boolean {
     return false;
+  }
+  giveWay(): void {
+    // Without a kernel hull nobody is held to a share.
   }
   kill(): void {
     this.child.kill("SIGKILL");

@@ -1,5 +1,6 @@
 /** The program that becomes keeper, zygote and workers: boots one engine, then never returns to an event loop. */
 import v8 from "node:v8";
+import { keepTogether } from "../osjail/address-space.js";
 import { socketPair } from "../osjail/descriptors.js";
 import { COMMANDS_FD, failToStart, keep } from "../osjail/keeper.js";
 import { readSetup } from "../osjail/setup.js";
@@ -22,6 +23,7 @@ export interface KeeperSetup {
 const SHUT_WR = 1;
 
 nameKeeper();
+const giveBack = keepTogether();
 const kind = process.argv[2] as EngineKind;
 const engine = await loadEngine(kind);
 const setup = readSetup(COMMANDS_FD) as KeeperSetup | undefined;
@@ -44,7 +46,14 @@ if (setup.image === "fast-start") {
   settleHeap();
 }
 trimHeap();
-keep(setup.plan, serveWorker.bind(undefined, image), image.beforeFork && (() => image.beforeFork?.() ?? 0));
+keep(setup.plan, serveWorker.bind(undefined, image), {
+  before: image.beforeFork?.bind(image),
+  // Until here its memory has grown together; when the zygote forks no address is taken.
+  settle: () => {
+    trimHeap();
+    giveBack();
+  },
+});
 
 /** An engine of an optional package may be there and not fit this Node. */
 async function boot({ memoryMb, stackKb }: KeeperSetup): Promise<Image> {

@@ -1,5 +1,5 @@
 /** The worker's main without a jail: a spawned process on any operating system, for development only. */
-import { loadEngine, type EngineKind } from "./engines.js";
+import { loadEngine, WARM, type EngineKind } from "./engines.js";
 import { GUEST, serveWorker } from "./worker.js";
 
 const setup = JSON.parse(process.argv[2] as string) as {
@@ -10,5 +10,6 @@ const setup = JSON.parse(process.argv[2] as string) as {
 const engine = await loadEngine(setup.engine);
 serveWorker(await engine.boot({ memoryMb: setup.memoryMb, stackKb: setup.stackKb, guest: GUEST }), {
   fd: 3,
+  note: WARM,
   exit: (code) => process.exit(code),
 });

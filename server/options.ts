@@ -53,8 +53,9 @@ export const createSchema = z.strictObject({
   limits: limitsSchema.optional(),
   /** Refuse to start where no cgroup can be had (the resource layer would be rlimits alone). */
   requireCgroup: z.boolean().optional(),
-  /** Workers kept ready. */
+  /** Workers kept ready: up to 64 of them at once, the others as a reserve that takes half the memory and 0.3 ms more. */
   parked: count("parked", 0, 1000),
+  /** Runs at once. What one tenant may have of them: see `tenant`. */
   maxConcurrent: count("maxConcurrent", 1, 1000),
   maxQueue: count("maxQueue", 0, 1_000_000),
   /** Replace the zygote after so many forks, and after so many minutes. */
@@ -107,6 +108,11 @@ export const runSchema = z.strictObject({
   modules: z.record(z.string().min(1).max(200), z.string("a module's source must be a string")).optional(),
   limits: limitsSchema.optional(),
   signal: z.instanceof(AbortSignal, { message: "signal must be an AbortSignal" }).optional(),
+  /**
+   * On whose behalf: tenants take turns in the queue, and one that has a name holds at most three slots of
+   * `maxConcurrent` for each that is left free (of 4 it gets 3), so that another's run need not wait for one of its own to
+   * end. A run that gives no tenant may have all slots.
+   */
   tenant: z.string("tenant must be a string").max(200).optional(),
   /** What the script may do besides computing: `{ kv: kv() }` is `env.kv` to it. */
   grants: z

@@ -2,7 +2,7 @@
  * Parked workers ahead of demand, and who gets the next one. A generation is one hull (a zygote); generations are
  * recycled by age and by number of forks, because forks of one zygote share an address-space layout, and replaced when
  * they die. A run that has not started is never lost with them. Tenants take turns: a tenant with a thousand runs in
- * the queue delays another's by one.
+ * the queue delays another's by one; and none can hold all slots, so that a newcomer need not wait for a run to end.
  */
 import { CgroupError } from "../osjail/cgroup.js";
 import { JailError } from "../osjail/errors.js";
@@ -32,18 +32,44 @@ export interface Lease {
 }
 
 interface Waiter {
+  tenant: string;
   resolve: (lease: Lease) => void;
   reject: (error: Error) => void;
 }
 
 interface Generation {
   hull: Hull;
+  /** Warm ones, which are taken first, and cold ones. */
   ready: ParkedWorker[];
+  reserve: ParkedWorker[];
   forking: number;
+  forkingWarm: number;
   running: number;
   born: number;
   retired: boolean;
 }
+
+/** The runs of nobody in particular: they are one another's, and no rule between tenants holds for them. */
+export const NO_TENANT = "";
+
+/**
+ * Workers that wait warm. What is parked beyond them is a reserve for a burst, and waits cold: of a thousand workers
+ * that is half a gigabyte.
+ */
+const MOST_WARM = 64;
+
+/**
+ * Slots that one tenant may hold for each that stays free: of 4 it gets 3, of 16 it gets 12, and two that want all get
+ * 6 each of 16. So whoever holds nothing finds a slot, as long as the tenants are no more than the slots allow.
+ * Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet Switches", 1998, with alpha = 3.
+ */
+const HELD_PER_FREE = 3;
+
+/**
+ * How long forking waits while there are parked workers left and nobody waits for one: most runs are over by then, and a
+ * fork beside a run, which takes zygote and supervisor, would double what that run takes on two cores, ms.
+ */
+const PUT_OFF_MS = 5;
 
 /** Failures to fork in a row after which those who wait are told. */
 const MAX_FORK_FAILURES = 3;
@@ -57,10 +83,12 @@ export class Pool {
   #starting: Promise<void> | undefined;
   #waiting = 0;
   #running = 0;
+  /** Slots held, by tenant. */
+  readonly #held = new Map<string, number>();
   #forkFailures = 0;
   #closed = false;
   #recycleTimer: NodeJS.Timeout | undefined;
-  #refilling: NodeJS.Immediate | undefined;
+  #refilling: NodeJS.Timeout | undefined;
 
   private constructor(options: PoolOptions) {
     this.#options = options;
@@ -79,7 +107,8 @@ export class Pool {
 
   /** Process ids and the like are nobody's business: this is for tests and metrics. */
   get state(): { running: number; waiting: number; parked: number; generations: number } {
-    const parked = this.#current?.ready.length ?? 0;
+    const generation = this.#current;
+    const parked = generation === undefined ? 0 : parkedIn(generation);
     return { running: this.#running, waiting: this.#waiting, parked, generations: this.#generations.size };
   }
 
@@ -90,13 +119,14 @@ export class Pool {
   acquire(tenant: string, signal: AbortSignal | undefined): Promise<Lease> {
     if (this.#closed) return Promise.reject(new SandboxError("closed", "the sandbox is closed"));
     if (signal?.aborted) return Promise.reject(signal.reason as Error);
-    const startable = Math.max(0, this.#options.maxConcurrent - this.#running);
+    const startable = this.#mayHold(tenant) ? Math.max(0, this.#options.maxConcurrent - this.#running) : 0;
     if (this.#waiting >= this.#options.maxQueue + startable) {
       const queued = `${this.#waiting} runs are waiting (maxQueue ${this.#options.maxQueue})`;
       return Promise.reject(new SandboxError("overloaded", queued));
     }
     return new Promise((resolve, reject) => {
       const waiter: Waiter = {
+        tenant,
         resolve: (lease) => {
           signal?.removeEventListener("abort", onAbort);
           resolve(lease);
@@ -122,6 +152,7 @@ export class Pool {
   async close(): Promise<void> {
     this.#closed = true;
     clearTimeout(this.#recycleTimer);
+    clearTimeout(this.#refilling);
     this.#rejectAll(new SandboxError("closed", "the sandbox was closed while the run was waiting"));
     await this.#starting?.catch(() => {}); // its error has been reported to those who waited
     await Promise.all([...this.#generations].map((generation) => generation.hull.stop()));
@@ -139,9 +170,17 @@ export class Pool {
     return true;
   }
 
+  /** Whether the tenant may have one more of the slots that are free. */
+  #mayHold(tenant: string): boolean {
+    const held = this.#held.get(tenant) ?? 0;
+    const freeAfter = this.#options.maxConcurrent - this.#running - 1;
+    return tenant === NO_TENANT || held === 0 || held + 1 <= HELD_PER_FREE * freeAfter;
+  }
+
   /** The first of the tenant whose turn it is; the tenant then goes to the end of the line. */
-  #next(): Waiter | undefined {
+  #next(may: (tenant: string) => boolean = () => true): Waiter | undefined {
     for (const [tenant, queue] of this.#queues) {
+      if (!may(tenant)) continue;
       this.#queues.delete(tenant);
       const waiter = queue.shift();
       if (queue.length > 0) this.#queues.set(tenant, queue);
@@ -165,30 +204,31 @@ export class Pool {
       return;
     }
     const { maxConcurrent } = this.#options;
-    while (this.#waiting > 0 && this.#running < maxConcurrent && generation.ready.length > 0) {
-      const worker = generation.ready.shift() as ParkedWorker;
-      const waiter = this.#next() as Waiter;
-      waiter.resolve(this.#lease(generation, worker));
+    while (this.#waiting > 0 && this.#running < maxConcurrent && parkedIn(generation) > 0) {
+      const waiter = this.#next((tenant) => this.#mayHold(tenant));
+      if (waiter === undefined) break; // all who wait hold their share
+      const worker = (generation.ready.shift() ?? generation.reserve.shift()) as ParkedWorker;
+      waiter.resolve(this.#lease(generation, worker, waiter.tenant));
     }
-    if (this.#waiting > 0) return this.#refill();
-    // Nobody waits for a fork: the job of the run that has just been served goes out first.
-    this.#refilling ??= setImmediate(() => this.#refill());
+    if (this.#waiting > 0 || parkedIn(generation) === 0) return this.#refill();
+    this.#refilling ??= setTimeout(() => this.#refill(), PUT_OFF_MS);
   }
 
   #refill(): void {
-    clearImmediate(this.#refilling);
+    clearTimeout(this.#refilling);
     this.#refilling = undefined;
     const generation = this.#current;
     if (this.#closed || generation === undefined) return;
     const { parked, maxConcurrent } = this.#options;
     const wanted = parked + Math.min(this.#waiting, Math.max(0, maxConcurrent - this.#running));
-    while (generation.ready.length + generation.forking < wanted && this.#fork(generation));
+    while (parkedIn(generation) + generation.forking < wanted && this.#fork(generation));
   }
 
-  #lease(generation: Generation, parked: ParkedWorker): Lease {
+  #lease(generation: Generation, parked: ParkedWorker, tenant: string): Lease {
     parked.onLost = undefined;
     generation.running++;
     this.#running++;
+    this.#held.set(tenant, (this.#held.get(tenant) ?? 0) + 1);
     let over = false;
     return {
       parked,
@@ -198,6 +238,9 @@ export class Pool {
         over = true;
         generation.running--;
         this.#running--;
+        const held = (this.#held.get(tenant) ?? 0) - 1;
+        if (held > 0) this.#held.set(tenant, held);
+        else this.#held.delete(tenant);
         this.#retireIfDone(generation);
         this.#pump();
       },
@@ -205,30 +248,36 @@ export class Pool {
   }
 
   #fork(generation: Generation): boolean {
+    const warm = generation.ready.length + generation.forkingWarm < MOST_WARM;
     let forked: Promise<ParkedWorker> | undefined;
     try {
-      forked = generation.hull.fork();
+      forked = generation.hull.fork(warm ? "warm" : "cold");
     } catch (error) {
       forked = Promise.reject(asSandboxError(error)); // out of descriptors, most likely: counted like any other failure
     }
     if (forked === undefined) return false;
-    generation.forking++;
+    const count = (by: 1 | -1) => {
+      generation.forking += by;
+      if (warm) generation.forkingWarm += by;
+    };
+    count(1);
     forked.then(
       (worker) => {
-        generation.forking--;
+        count(-1);
         this.#forkFailures = 0;
         if (this.#closed || generation.retired) return worker.discard();
+        const list = warm ? generation.ready : generation.reserve;
         worker.onLost = () => {
-          const at = generation.ready.indexOf(worker);
-          if (at >= 0) generation.ready.splice(at, 1);
+          const at = list.indexOf(worker);
+          if (at >= 0) list.splice(at, 1);
           this.#pump();
         };
-        generation.ready.push(worker);
+        list.push(worker);
         if (generation.hull.forks >= this.#options.recycleForks) this.#startInBackground();
         this.#pump();
       },
       (error: unknown) => {
-        generation.forking--;
+        count(-1);
         if (this.#closed || !generation.hull.alive) return; // its end is handled where it is heard
         this.#forkFailures++;
         if (this.#forkFailures < MAX_FORK_FAILURES) return this.#pump();
@@ -259,7 +308,9 @@ export class Pool {
     const generation: Generation = {
       hull,
       ready: [],
+      reserve: [],
       forking: 0,
+      forkingWarm: 0,
       running: 0,
       born: Date.now(),
       retired: false,
@@ -279,7 +330,7 @@ export class Pool {
 
   #retire(generation: Generation): void {
     generation.retired = true;
-    for (const worker of generation.ready.splice(0)) {
+    for (const worker of [...generation.ready.splice(0), ...generation.reserve.splice(0)]) {
       worker.onLost = undefined;
       worker.discard();
     }
@@ -296,6 +347,10 @@ export class Pool {
     this.#current = undefined;
     if (!this.#closed) this.#startInBackground();
   }
+}
+
+function parkedIn({ ready, reserve }: Generation): number {
+  return ready.length + reserve.length;
 }
 
 /** The host's errors keep their remedy when they become the caller's. What is no host's fault stays what it is. */

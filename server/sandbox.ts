@@ -45,7 +45,7 @@ import {
   type RunOptions,
   type SandboxOptions,
 } from "./options.js";
-import { asSandboxError, Pool, slotsFor } from "./pool.js";
+import { asSandboxError, NO_TENANT, Pool, slotsFor } from "./pool.js";
 import { checkRecording, Replayer, RunRecorder, type Recording, type Replay } from "./recording.js";
 
 const { encode, isCodecError } = codec();
@@ -58,7 +58,6 @@ export interface SandboxPowers {
 }
 
 const MAX_TENANT_ZYGOTES = 16;
-const NO_TENANT = "";
 
 export class Sandbox {
   readonly #options: ParsedOptions;

@@ -9,12 +9,15 @@ import { resultText, type GuestMessage, type Image, type InnerStop, type Job } f
 import { webSource } from "../engine/guest.js";
 import { stubs } from "../hostapi/stubs.js";
 import { FrameSource, encodeItems, encodeMessage, frameHeader, headerBytes } from "../hostapi/wire.js";
+import { COLD, WARM } from "./engines.js";
 
 /** What a guest finds in its realm besides its language and the engine's own world. */
 export const GUEST = { stubs: String(stubs), web: webSource };
 
 export interface WorkerPort {
   fd: number;
+  /** WARM or COLD. */
+  note: number;
   exit(code: number): never;
 }
 
@@ -25,8 +28,10 @@ export function serveWorker(image: Image, port: WorkerPort): never {
     for (let at = 0; at < bytes.length;) at += fs.writeSync(port.fd, bytes, at, bytes.length - at);
   };
   try {
-    image.warm();
-    rehearseMessages();
+    if (port.note !== COLD) {
+      image.warm();
+      rehearseMessages();
+    }
     const source = new FrameSource((into) => readSome(port.fd, into));
     write(encodeMessage({ kind: "parked" }));
     const job = source.job();
@@ -157,7 +162,7 @@ function perform(image: Image, fd: number): void {
     throw new Error("the end of a rehearsal");
   };
   try {
-    serveWorker(image, { fd, exit });
+    serveWorker(image, { fd, note: WARM, exit });
   } catch (error) {
     if (exitCode !== 0) throw new Error("the rehearsal of a worker failed", { cause: error });
   }

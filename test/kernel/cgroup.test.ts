@@ -140,6 +140,22 @@ describe.skipIf(!support.available)(
       expect(quota()).toMatch(/^(max|-1) /);
     });
 
+    it("give way to one another, and have their whole share again", ({ skip }) => {
+      const [paths] = makeTree().slots;
+      if (paths?.cpu === undefined) {
+        skip("this host offers no cpu controller");
+        return;
+      }
+      const slot = openSlot(paths);
+      const file = paths.version === "v2" ? "cpu.weight" : "cpu.shares";
+      const share = () => Number(fs.readFileSync(`${paths.cpu}/${file}`, "utf8"));
+      const whole = share();
+      expect(slot.setShare(10)).toBe(true);
+      expect(share() / whole).toBeCloseTo(0.1, 2);
+      expect(slot.setShare(100)).toBe(true);
+      expect(share()).toBe(whole);
+    });
+
     it("hold the process that joined through inherited descriptors, and end it when told to", async () => {
       const tree = makeTree({ slots: 2 });
       const slot = openSlot(tree.slots[1]);

@@ -61,6 +61,26 @@ describe("a supervisor without a free descriptor", () => {
     expect({ ended, said }).toEqual({ ended: 0, said: [1, refused, refused, refused, refused, 3, "told"] });
   });
 
+  test("of which too few can ever be had for its workers is told the number before any run", async () => {
+    const { ended, said } = await limited(`
+      const refused = () => told(Sandbox.create({ image: "fast-start", parked: 60 }).then(() => "created"));
+      const open = () => fs.readdirSync("/proc/self/fd").length;
+      say(await refused());
+      const before = open();
+      await refused();
+      say(open() - before);
+      const sandbox = await Sandbox.create({ image: "fast-start", parked: 2, maxConcurrent: 2 }); // the control
+      say(await told(sandbox.run("1", script)));
+      await sandbox.close();
+    `);
+    expect(ended).toBe(0);
+    const refused = said[0] as { code: string; message: string; remedy: string };
+    expect(refused).toMatchObject({ code: "host-cannot", remedy: JAIL_ERRORS["open-files"] });
+    const [, needed] = /need (\d+) open files, and the limit is 128/.exec(refused.message) ?? [];
+    expect(Number(needed)).toBeGreaterThan(128);
+    expect(said.slice(1)).toEqual([0, 1]);
+  });
+
   test("and with a kernel hull tells whoever waits, loses no place for a worker, and serves on", async () => {
     const { ended, said } = await limited(`
       // 128 descriptors in all are also fewer than any that a zygote may number as it likes.

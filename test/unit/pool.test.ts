@@ -7,6 +7,8 @@ import { asSandboxError, Pool, type Lease, type PoolOptions } from "#server/pool
 
 interface FakeWorker {
   hull: FakeHull;
+  /** Which fork of its hull it is, from 0. */
+  at: number;
   discarded: boolean;
   onLost: (() => void) | undefined;
   discard(): void;
@@ -22,6 +24,7 @@ class FakeHull implements Hull {
   /** What forks wait for; settled at once unless `manual`. */
   readonly pending: { resolve: () => FakeWorker; reject: (error: Error) => void }[] = [];
   readonly workers: FakeWorker[] = [];
+  readonly temperatures: ("warm" | "cold")[] = [];
   #end!: () => void;
 
   constructor(
@@ -38,17 +41,19 @@ class FakeHull implements Hull {
     return this.alive ? this.room - this.workers.filter(({ discarded }) => !discarded).length : 0;
   }
 
-  fork(): Promise<ParkedWorker> | undefined {
+  fork(temperature: "warm" | "cold"): Promise<ParkedWorker> | undefined {
     if (!this.alive || this.free - this.pending.length <= 0) return undefined;
     if (this.throwNext > 0) {
       this.throwNext--;
       throw new JailError("worker-start", "no more descriptors");
     }
-    this.forks++;
+    const at = this.forks++;
+    this.temperatures.push(temperature);
     return new Promise((resolve, reject) => {
       const make = (): FakeWorker => {
         const worker: FakeWorker = {
           hull: this,
+          at,
           discarded: false,
           onLost: undefined,
           discard: () => (worker.discarded = true),
@@ -135,6 +140,21 @@ describe("workers ahead of demand", () => {
     await settled();
     expect(pool.state).toMatchObject({ running: 1, parked: 2 });
     expect(first.forks).toBe(3);
+  });
+
+  test("those beyond 64 wait cold, are taken last, and what was taken is replaced by a warm one", async () => {
+    const { pool, first } = await makePool({ parked: 70, maxConcurrent: 100, room: 300 });
+    const warm = (count: number) => Array.from({ length: count }, () => "warm");
+    expect(first.temperatures).toEqual([...warm(64), ...Array.from({ length: 6 }, () => "cold")]);
+    const burst = await Promise.all(Array.from({ length: 70 }, () => pool.acquire("", undefined)));
+    const taken = burst.map((lease) => workerOf(lease).at);
+    expect(taken.slice(0, 64)).toEqual(Array.from({ length: 64 }, (_, at) => at));
+    await settled();
+    expect(pool.state).toMatchObject({ running: 70, parked: 70 });
+    const before = first.forks;
+    await pool.acquire("", undefined);
+    await settled();
+    expect(first.temperatures.slice(before)).toEqual(["warm"]);
   });
 
   test("no worker is handed out twice", async () => {
@@ -265,6 +285,62 @@ describe("who is next", () => {
     blocker.done();
     await Promise.all(runs);
     expect(order.join("")).toBe("abcabcabc");
+  });
+});
+
+describe("the slots between tenants", () => {
+  /** Asks for so many slots; says how many the tenant has now. */
+  const asking = async (maxConcurrent: number) => {
+    const { pool } = await makePool({ maxConcurrent });
+    const held = new Map<string, Lease[]>();
+    const ask = async (tenant: string, count: number) => {
+      for (let i = 0; i < count; i++) {
+        const take = (lease: Lease) => void held.set(tenant, [...(held.get(tenant) ?? []), lease]);
+        pool.acquire(tenant, undefined).then(take, () => {});
+      }
+      await settled();
+      return held.get(tenant)?.length ?? 0;
+    };
+    return { pool, held, ask };
+  };
+
+  test("one tenant leaves a slot for who holds none, however much it asks for", async () => {
+    const { pool, held, ask } = await asking(4);
+    expect(await ask("noisy", 20)).toBe(3);
+    expect(await ask("quiet", 1)).toBe(1);
+    held.get("quiet")?.[0]?.done();
+    await settled();
+    expect(held.get("noisy")).toHaveLength(3); // its turn has come again, and it has its share
+    held.get("noisy")?.[0]?.done();
+    await settled();
+    expect(held.get("noisy")).toHaveLength(4);
+    expect(pool.state).toMatchObject({ running: 3, waiting: 16 });
+  });
+
+  test("a tenant that has most leaves some for a second, and both leave one for a third", async () => {
+    const { ask } = await asking(16);
+    expect(await ask("a", 50)).toBe(12);
+    expect(await ask("b", 50)).toBe(3);
+    expect(await ask("c", 1)).toBe(1);
+  });
+
+  test("runs of no tenant may have all slots, and a single slot serves everyone in turn", async () => {
+    expect(await (await asking(4)).ask("", 20)).toBe(4);
+    const { held, ask } = await asking(1);
+    expect(await ask("a", 2)).toBe(1);
+    expect(await ask("b", 1)).toBe(0);
+    held.get("a")?.[0]?.done();
+    await settled();
+    held.get("a")?.[1]?.done();
+    await settled();
+    expect([held.get("a"), held.get("b")].map((leases) => leases?.length ?? 0)).toEqual([2, 1]);
+  });
+
+  test("a queue of none refuses who holds its share, and serves who holds nothing", async () => {
+    const { pool } = await makePool({ maxConcurrent: 4, maxQueue: 0 });
+    for (let i = 0; i < 3; i++) await pool.acquire("noisy", undefined);
+    expect(await refusal(pool.acquire("noisy", undefined))).toMatchObject({ code: "overloaded" });
+    await pool.acquire("quiet", undefined);
   });
 });
 
