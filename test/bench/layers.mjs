@@ -63,7 +63,7 @@ function planOf({ without = [], asked = {} }, engine, host) {
 async function start(variant, engine, host) {
   const plan = planOf(variant, engine, host);
   const keeper = await launchEngine(engine, "fast-start", "thread", host);
-  const zygote = await Zygote.start(plan, { plan, memoryMb: MEMORY_MB }, keeper);
+  const zygote = await Zygote.start(plan, { plan, memoryMb: MEMORY_MB, stackKb: 256 }, keeper);
   const [pid] = childrenOf(zygote.pid); // its keeper's one child
   return { name: variant.name, zygote, pid, cpuMs: [] };
 }
@@ -85,7 +85,8 @@ async function forkAndPark(variant) {
 /** And its end, which is not timed but costs CPU: the worker's own, and the zygote's for clone, tracing and burial. */
 async function bury(variant) {
   const { worker } = variant;
-  await worker.forked;
+  const bytes = 2 * MEMORY_MB * 2 ** 20;
+  variant.zygote.attest(worker, { dataBytes: bytes, cgroupBytes: bytes, cpuSeconds: 10 }); // takes its pidfd
   worker.kill();
   const { cpuMs } = await worker.exited;
   worker.socket.destroy();

@@ -14,12 +14,11 @@ const self = fileURLToPath(import.meta.url);
 /** One run, one process, as in the jail. Boots, says so, and runs at the first byte of its standard input. */
 async function outside(engineName, memoryMb) {
   const { loadEngine } = await import("#server/engines");
-  const { GUEST, rehearse } = await import("#server/worker");
+  const { GUEST } = await import("#server/worker");
+  const { prepare } = await import("#server/prepare");
   const engine = await loadEngine(engineName);
-  const image = await engine.boot({ memoryMb, guest: GUEST });
-  rehearse(image, 12);
-  image.warm();
-  globalThis.gc?.();
+  const image = await engine.boot({ memoryMb, stackKb: 256, guest: GUEST });
+  prepare(image, "fast-run");
   fs.writeSync(1, "\n");
   fs.readSync(0, Buffer.alloc(1));
   const job = {
@@ -39,6 +38,7 @@ async function outside(engineName, memoryMb) {
     maxCallBytes: 4096,
     maxInFlight: 8,
     maxTimers: 8,
+    fuel: 0,
     clock: { mode: "real", stepMs: 0 },
     leastLevel: "debug",
     env: [],

@@ -1,5 +1,5 @@
 /** The pool's rules with a hull that forks when the test says so: no process, no clock. */
-import { describe, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { JAIL_ERRORS, JailError } from "#osjail/errors";
 import { SandboxError } from "#server/errors";
 import type { Hull, ParkedWorker } from "#server/hull";
@@ -91,6 +91,11 @@ class FakeHull implements Hull {
   }
 }
 
+/** Forking is put off for a moment where nobody waits for it. */
+async function parked(pool: Pool, count: number): Promise<void> {
+  while (pool.state.parked < count) await new Promise((go) => setTimeout(go, 1));
+}
+
 /** Lets every promise and setImmediate that is due run. */
 async function settled(): Promise<void> {
   for (let i = 0; i < 5; i++) await new Promise(setImmediate);
@@ -134,12 +139,30 @@ describe("workers ahead of demand", () => {
     expect(first.forks).toBe(3);
   });
 
-  test("a worker that was taken is replaced at once", async () => {
-    const { pool, first } = await makePool({ parked: 2 });
-    await pool.acquire("", undefined);
-    await settled();
-    expect(pool.state).toMatchObject({ running: 1, parked: 2 });
-    expect(first.forks).toBe(3);
+  describe("with the clock in hand", () => {
+    beforeEach(() => void vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] }));
+    afterEach(() => void vi.useRealTimers());
+
+    test("a worker that was taken is replaced, but not beside the run that has just begun", async () => {
+      const { pool, first } = await makePool({ parked: 2 });
+      await pool.acquire("", undefined);
+      await settled();
+      expect(pool.state).toMatchObject({ running: 1, parked: 1 });
+      vi.advanceTimersByTime(5);
+      await settled();
+      expect(pool.state).toMatchObject({ running: 1, parked: 2 });
+      expect(first.forks).toBe(3);
+    });
+
+    test("the last one that was taken is replaced at once, and so is one that somebody waits for", async () => {
+      const { pool, first } = await makePool({ parked: 1, maxConcurrent: 3 });
+      await pool.acquire("", undefined);
+      await settled();
+      expect(pool.state).toMatchObject({ running: 1, parked: 1 });
+      await Promise.all([pool.acquire("", undefined), pool.acquire("", undefined)]);
+      expect(pool.state).toMatchObject({ running: 3 });
+      expect(first.forks).toBeGreaterThanOrEqual(3);
+    });
   });
 
   test("those beyond 64 wait cold, are taken last, and what was taken is replaced by a warm one", async () => {
@@ -153,7 +176,7 @@ describe("workers ahead of demand", () => {
     expect(pool.state).toMatchObject({ running: 70, parked: 70 });
     const before = first.forks;
     await pool.acquire("", undefined);
-    await settled();
+    await parked(pool, 70);
     expect(first.temperatures.slice(before)).toEqual(["warm"]);
   });
 
@@ -202,7 +225,7 @@ describe("workers ahead of demand", () => {
     const [lost, kept] = first.workers as [FakeWorker, FakeWorker];
     lost.discard();
     lost.onLost?.();
-    await settled();
+    await parked(pool, 2);
     expect(pool.state.parked).toBe(2);
     const lease = await pool.acquire("", undefined);
     expect(workerOf(lease)).toBe(kept);
