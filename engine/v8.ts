@@ -159,6 +159,8 @@ class V8Image implements Image {
     const blobs = buffers.flatMap((buffer) =>
       buffer instanceof ArrayBuffer ? [new Uint8Array(buffer)] : [],
     );
+    this.#copied += text.length;
+    for (const blob of blobs) this.#copied += blob.length;
     this.#tell({ kind, text, blobs });
   }
 

@@ -14,7 +14,7 @@ import type { Host } from "../osjail/host.js";
 import type { LaunchedKeeper, WorkerExit, Zygote } from "../osjail/zygote-client.js";
 import type { LaunchFrom } from "../osjail/launch.js";
 import { COLD, isV8, nodeFlags, WARM, type EngineKind, type ImageKind } from "./engines.js";
-import { V8_RESERVE_MB, WORKER_OVERHEAD_MB, type Limits } from "./limits.js";
+import { WORKER_OVERHEAD_MB, type Limits } from "./limits.js";
 import type { Layers } from "./outcome.js";
 
 /** What a conversation needs of a process, from outside. */
@@ -258,7 +258,7 @@ class JailHull implements Hull {
     // RLIMIT_DATA counts what comes on top of the image. All of QuickJS's heap is in it already; of V8's nothing is,
     // and what a run may have less than the isolate is taken from it in one block, which counts as well.
     const growthMb = (wanted: Limits) =>
-      engine === "quickjs" ? 0 : isV8(engine) ? limits.memoryMb + V8_RESERVE_MB : wanted.memoryMb;
+      engine === "quickjs" ? 0 : isV8(engine) ? limits.memoryMb : wanted.memoryMb;
     const workerLimits = (wanted: Limits) => ({
       dataBytes: (growthMb(wanted) + WORKER_OVERHEAD_MB) * MiB,
       cgroupBytes: (wanted.memoryMb + WORKER_OVERHEAD_MB) * MiB,

@@ -67,12 +67,6 @@ export const INPUT_BYTES = 2 * 1024 * 1024;
  */
 export const WORKER_OVERHEAD_MB = 24;
 
-/**
- * What RLIMIT_DATA allows a worker of V8 beyond that, MiB: V8 reserves more than it uses, and must not die of that before
- * it, or the cgroup, finds the heap over its limit.
- */
-export const V8_RESERVE_MB = 64;
-
 export const DEFAULT_LIMITS = Object.fromEntries(
   Object.entries(LIMITS).map(([name, row]) => [name, row.default]),
 ) as Limits;

@@ -14,7 +14,7 @@ import {
   type Outcome,
   type RunOptions,
 } from "doublehull";
-import { V8_RESERVE_MB, WORKER_OVERHEAD_MB } from "#server/limits";
+import { WORKER_OVERHEAD_MB } from "#server/limits";
 
 const OVERHEAD = WORKER_OVERHEAD_MB * 1024 * 1024;
 import { ENGINES } from "../engines.js";
@@ -265,8 +265,6 @@ describe.each(ENGINES)("with the engine %s", (engine) => {
     });
   });
 
-  const reserve = engine === "quickjs" ? 0 : V8_RESERVE_MB * MiB;
-
   describe("what the kernel was told about a parked worker", () => {
     test("it may have no other process and no other file", async () => {
       expect(FIXED_LIMITS).toMatchObject({ processes: { value: 1 }, openFiles: { value: 1 } });
@@ -293,7 +291,7 @@ describe.each(ENGINES)("with the engine %s", (engine) => {
       const used =
         Number(/^VmData:\s+(\d+) kB/m.exec(fs.readFileSync(`/proc/${pid}/status`, "latin1"))?.[1]) * 1024;
       expect(data - used).toBeGreaterThan(0);
-      expect(data - used).toBeLessThanOrEqual(DEFAULT_LIMITS.memoryMb * MiB + OVERHEAD + reserve);
+      expect(data - used).toBeLessThanOrEqual(DEFAULT_LIMITS.memoryMb * MiB + OVERHEAD);
     });
 
     test("its cgroup holds one process and the memory of the sandbox's limit", async (context) => {
