@@ -53,6 +53,7 @@ export function outOfScope({ path, source, features, flags }, has) {
   if (asks("evalScript")) return SCOPE.scripts;
   if (needs("host-gc-required") || asks("gc")) return SCOPE.gc;
   if (needs("IsHTMLDDA") || asks("IsHTMLDDA")) return SCOPE.htmldda;
+  if (!has.includes("import()") && (needs("dynamic-import") || /\bimport\s*\(/.test(source))) return SCOPE.import;
   if (asks("AbstractModuleSource") || source.includes("<module source>")) return SCOPE.source;
   if (!has.includes("Intl") && /^(?:staging\/)?intl402\//.test(path)) return SCOPE.intl;
   return undefined;
@@ -66,6 +67,7 @@ export const SCOPE = {
   gc: "needs to force a collection, which no guest can",
   htmldda: "needs document.all, which only a browser has",
   source: "needs a compiled module as a value: modules come as text",
+  import: "needs import(), which isolated-vm has no way to answer (README, Engines)",
   intl: "needs ECMA-402: this guest has no Intl, and the suite says to skip these then",
 };
 
