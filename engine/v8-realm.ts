@@ -16,26 +16,33 @@ export function v8Realm(now: () => number): (control: WorldControl) => V8Control
   "use strict";
   const global = globalThis as any;
   const { apply, construct, getOwnPropertyDescriptor, defineProperty } = Reflect;
+  const bind = Function.prototype.call.bind(Function.prototype.bind) as (f: any) => any;
   const uncurry = (f: any) => Function.prototype.call.bind(f) as (...args: any[]) => any;
 
   // -- the clock: Date, and what of Intl reads it by itself -----------------------------------------------------------
   const RealDate = Date;
   const dateText = uncurry(RealDate.prototype.toString);
-  const GuestDate: any = function (...args: unknown[]): unknown {
-    if (new.target === undefined) return dateText(new RealDate(now()));
-    return construct(RealDate, args.length === 0 ? [now()] : args, new.target);
+  const describe = (target: object, name: PropertyKey, value: unknown): void =>
+    void defineProperty(target, name, { __proto__: null, value, writable: true, configurable: true, enumerable: false } as any); // prettier-ignore
+  /** A function that looks like the engine's own: no source, no constructor, and the name that it has. */
+  const native = (f: (...args: any[]) => any, name: string): any => {
+    const bound: object = bind(f);
+    defineProperty(bound, "name", { __proto__: null, value: name, writable: false, configurable: true, enumerable: false } as any); // prettier-ignore
+    return bound;
   };
-  const describe = (target: object, name: PropertyKey, value: unknown, writable: boolean, configurable: boolean) =>
-    void defineProperty(target, name, { __proto__: null, value, writable, configurable, enumerable: false } as any); // prettier-ignore
-  describe(GuestDate, "length", 7, false, true);
-  describe(GuestDate, "name", "Date", false, true);
-  describe(GuestDate, "prototype", RealDate.prototype, false, false);
-  // A method, so that it is no constructor, as the real one is none.
-  describe(GuestDate, "now", { now: () => now() }.now, true, true);
-  describe(GuestDate, "parse", RealDate.parse, true, true);
-  describe(GuestDate, "UTC", RealDate.UTC, true, true);
-  describe(RealDate.prototype, "constructor", GuestDate, true, true);
-  describe(global, "Date", GuestDate, true, true);
+  describe(
+    RealDate,
+    "now",
+    native(() => now(), "now"),
+  );
+  const GuestDate = new Proxy(RealDate, {
+    __proto__: null,
+    apply: () => dateText(new RealDate(now())),
+    construct: (target: any, args: unknown[], wanted: any) =>
+      construct(target, args.length === 0 ? [now()] : args, wanted) as object,
+  } as any);
+  describe(RealDate.prototype, "constructor", GuestDate);
+  describe(global, "Date", GuestDate);
   const formats = global.Intl?.DateTimeFormat?.prototype;
   if (formats !== undefined) {
     const bound = uncurry(getOwnPropertyDescriptor(formats, "format")?.get);
@@ -47,7 +54,7 @@ export function v8Realm(now: () => number): (control: WorldControl) => V8Control
         let f = known(made, this);
         if (f === undefined) {
           const format = bound(this);
-          f = (date: unknown) => format(date === undefined ? now() : date);
+          f = native((date: unknown) => format(date === undefined ? now() : date), "");
           keep(made, this, f);
         }
         return f;
@@ -58,7 +65,7 @@ export function v8Realm(now: () => number): (control: WorldControl) => V8Control
     };
     const { get } = getOwnPropertyDescriptor(later, "format") as PropertyDescriptor;
     defineProperty(formats, "format", { __proto__: null, get, configurable: true, enumerable: false } as any);
-    describe(formats, "formatToParts", later.formatToParts, true, true);
+    describe(formats, "formatToParts", later.formatToParts);
   }
 
   // -- what a guest does not get --------------------------------------------------------------------------------------

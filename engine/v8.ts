@@ -90,6 +90,7 @@ class V8Image implements Image {
   #finished = false;
   #send: Send = () => {};
   #unsent: unknown;
+  #uncompiled: unknown;
   /** Bytes of messages since the last collection. */
   #copied = 0;
   /** The main module is being evaluated: a rejection that nobody handled may be its own. */
@@ -133,13 +134,15 @@ class V8Image implements Image {
     this.#takeBallast = evaluate(
       "(() => { const Buffer = ArrayBuffer; let ballast; return (bytes) => { ballast = new Buffer(bytes); return ballast.byteLength === bytes } })()",
     );
-    this.#hook = this.#makeHook();
+    const loaded = callback(() => void (this.#evaluating = undefined));
+    const settle = evaluate("(loaded, settle) => (all) => { loaded(); settle(all) }");
+    this.#hook = this.#makeHook(call(settle, loaded, this.#control.settleModule.derefInto()));
   }
 
   /** No guest code has run yet: a global may carry the function for as long as the module takes it. */
-  #makeHook(): Module {
+  #makeHook(settle: Reference): Module {
     const { global } = this.#context;
-    global.setSync(HOOK, this.#control.settleModule.derefInto());
+    global.setSync(HOOK, settle.derefInto());
     const source = `export const settle = globalThis["${HOOK}"]`;
     const hook = this.#isolate.compileModuleSync(source, { filename: HOOK });
     hook.instantiateSync(this.#context, () => hook);
@@ -268,8 +271,18 @@ class V8Image implements Image {
     }
   }
 
+  /** Remembers an error of compiling: only such a one has its place behind its message. */
+  #compiled<T>(compile: () => T): T {
+    try {
+      return compile();
+    } catch (error) {
+      this.#uncompiled = error;
+      throw error;
+    }
+  }
+
   #startScript(job: Job): void {
-    const script = this.#isolate.compileScriptSync(job.source, { filename: job.name });
+    const script = this.#compiled(() => this.#isolate.compileScriptSync(job.source, { filename: job.name }));
     this.#call(() => {
       try {
         const value = script.runSync(this.#context, { reference: true });
@@ -285,7 +298,7 @@ class V8Image implements Image {
     const names = new Map<Module, string>();
     const modules = new Map<string, Module>();
     const compile = (name: string, source: string): Module => {
-      const module = this.#isolate.compileModuleSync(source, { filename: name });
+      const module = this.#compiled(() => this.#isolate.compileModuleSync(source, { filename: name }));
       names.set(module, name);
       modules.set(name, module);
       return module;
@@ -349,7 +362,11 @@ class V8Image implements Image {
   #failed(error: unknown, job: Job): void {
     if (this.#isolate.isDisposed) return this.#stop("memory", "out of memory");
     if (!(error instanceof Error)) return void this.#control.fail.applySync(undefined, [error]);
-    const { name, message, stack } = describe(error, [job.name, ...job.modules.map(([module]) => module)]);
+    const { name, message, stack } = describe(
+      error,
+      [job.name, ...job.modules.map(([module]) => module)],
+      error === this.#uncompiled,
+    );
     const engineError = error instanceof RangeError || error instanceof SyntaxError;
     this.#control.failAs.applySync(undefined, [name, message, stack, engineError]);
   }
@@ -358,21 +375,40 @@ class V8Image implements Image {
 const ROOT_SOURCE = `import { settle } from "${HOOK}"; import * as all from "${MAIN}"; settle(all);`;
 
 /** Of a stack only what lies in the guest's own files is told: the rest of it is this process's. */
-function describe(error: Error, files: readonly string[]): { name: string; message: string; stack: string } {
-  let { message, stack = "" } = error;
-  let place = "";
-  for (const file of files) {
-    // Of a source that does not compile, the place comes behind the message.
-    const at = message.lastIndexOf(` [${file}:`);
-    if (at < 0 || !/^:\d+:\d+\]$/.test(message.slice(at + 2 + file.length))) continue;
-    place = `    at ${message.slice(at + 2, -1)}`;
-    message = message.slice(0, at);
-  }
-  message = message.replace(NOWHERE, "");
-  if (INDESCRIBABLE.test(message)) message = "";
-  const [own = ""] = stack.split("\n    at (<isolated-vm boundary>)");
+function describe(
+  error: Error,
+  files: readonly string[],
+  uncompiled: boolean,
+): { name: string; message: string; stack: string } {
+  const { name, stack = "" } = error;
+  let { message } = error;
+  // A stack begins with the message, which may look like one; what looks so isolated-vm takes for frames, once more.
+  const looksSo = message.indexOf("\n    at ");
+  const ours = without(without(stack, `${name}: ${message}`), looksSo < 0 ? "" : message.slice(looksSo));
+  const [own = ""] = ours.split(BOUNDARY);
   const frames = own.split("\n").filter((line) => files.some((file) => inFile(line, file)));
-  return { name: error.name, message, stack: [place, ...frames].join("\n") };
+  if (uncompiled) {
+    message = message.replace(NOWHERE, "");
+    const file = files.find((it) => /^:\d+:\d+\]$/.test(afterLast(message, ` [${it}`)));
+    if (file !== undefined) {
+      const at = message.lastIndexOf(` [${file}`);
+      frames.unshift(`    at ${message.slice(at + 2, -1)}`);
+      message = message.slice(0, at);
+    }
+  }
+  if (INDESCRIBABLE.test(message)) message = "something that is no error was thrown";
+  return { name, message, stack: frames.join("\n") };
+}
+
+const BOUNDARY = "\n    at (<isolated-vm boundary>)";
+
+const without = (text: string, head: string): string =>
+  text.startsWith(head) ? text.slice(head.length) : text;
+
+/** What follows the last `part` in a text, which is nothing if it is not in it. */
+function afterLast(text: string, part: string): string {
+  const at = text.lastIndexOf(part);
+  return at < 0 ? "" : text.slice(at + part.length);
 }
 
 const inFile = (line: string, file: string): boolean =>

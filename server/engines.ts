@@ -31,6 +31,9 @@ export function requirePackage(engine: EngineKind): void {
   }
 }
 
+/** How a worker without a jail says so: sysexits.h EX_UNAVAILABLE. */
+export const ENGINE_UNAVAILABLE_EXIT = 69;
+
 export const engineRemedy = (): string =>
   `npm install ${isolatedVm()} (it may have to compile: a C++ compiler and python3), or use the engine quickjs.`;
 /**

@@ -13,7 +13,15 @@ import type { Arch } from "../osjail/abi/syscalls.js";
 import type { Host } from "../osjail/host.js";
 import type { LaunchedKeeper, WorkerExit, Zygote } from "../osjail/zygote-client.js";
 import type { LaunchFrom } from "../osjail/launch.js";
-import { COLD, isV8, nodeFlags, WARM, type EngineKind, type ImageKind } from "./engines.js";
+import {
+  COLD,
+  ENGINE_UNAVAILABLE_EXIT,
+  isV8,
+  nodeFlags,
+  WARM,
+  type EngineKind,
+  type ImageKind,
+} from "./engines.js";
 import { WORKER_OVERHEAD_MB, type Limits } from "./limits.js";
 import type { Layers } from "./outcome.js";
 
@@ -312,7 +320,11 @@ function awaitParked(
       worker.kill();
       socket.destroy();
       // Its exit comes first: a hull that ends for the same reason is then known to have ended.
-      void worker.exited.then(() => reject(new JailError("zygote-lost", why)));
+      void worker.exited.then(({ status }) => {
+        const unavailable = status === ENGINE_UNAVAILABLE_EXIT << 8;
+        const words = "the engine's package does not load under this Node";
+        reject(unavailable ? new JailError("engine", words) : new JailError("zygote-lost", why));
+      });
     };
     const onClose = () => failed("a worker ended before it was parked");
     socket.once("close", onClose);

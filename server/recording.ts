@@ -216,7 +216,7 @@ export class Replayer implements HostSide {
 
   constructor(
     readonly recording: Recording,
-    readonly port: Pick<BrokerPort, "sendAt">,
+    readonly port: Pick<BrokerPort, "sendAt" | "exhausted">,
     /** Ends the run: it went another way. */
     readonly diverged: () => void,
     /** On another engine: stacks and the engine's own wording are not compared. */
@@ -230,6 +230,7 @@ export class Replayer implements HostSide {
   call(message: CallMessage<WireValue>): void {
     if (message.ref !== 0) this.calls++;
     this.#compare(saidOf(message));
+    if (this.calls > this.recording.limits.hostCalls) this.port.exhausted(this.calls);
   }
 
   reply(message: ReplyMessage<WireValue>): void {
@@ -252,7 +253,8 @@ export class Replayer implements HostSide {
     if (this.divergence !== undefined) return;
     const then = this.recording.said[this.#heard];
     this.#heard++;
-    if (then === undefined || !isDeepStrictEqual(then, now)) {
+    const comparable = this.otherEngine ? withoutStacks : (it: Said) => it;
+    if (then === undefined || !isDeepStrictEqual(comparable(then), comparable(now))) {
       this.#differs(then === undefined ? "nothing more" : this.#shown(then), this.#shown(now));
       return this.diverged();
     }
@@ -287,7 +289,7 @@ export class Replayer implements HostSide {
   finish(outcome: Outcome): Replay {
     const { said: all, end } = this.recording;
     const now = endOf(outcome);
-    const comparable = this.otherEngine ? withoutWording : (it: Recording["end"]) => it;
+    const comparable = this.otherEngine ? withoutWording : onTime;
     if (this.divergence === undefined && !isDeepStrictEqual(comparable(now), comparable(end))) {
       const next = all[this.#heard];
       this.#heard++;
@@ -309,19 +311,45 @@ export class Replayer implements HostSide {
   }
 }
 
+/** Which of its two deadlines a run meets first is the host's doing. */
+const onTime = (end: Recording["end"]): Recording["end"] =>
+  end.reason === "cpu-time" ? { ...end, reason: "wall-time" } : end;
+
 /** Errors that engines throw themselves, each in words of its own. */
-const WORDED: ReadonlySet<string> = new Set([
-  "TypeError",
-  "ReferenceError",
-  "SyntaxError",
-  "RangeError",
-  "URIError",
-]);
+const WORDED: ReadonlySet<string> = new Set(
+  "AggregateError EvalError InternalError RangeError ReferenceError SyntaxError TypeError URIError".split(
+    " ",
+  ),
+);
 
 function withoutWording(end: Recording["end"]): Recording["end"] {
-  if (end.error === undefined) return end;
-  const { name, message } = end.error;
-  return { ...end, error: { name, message: WORDED.has(name) ? "" : message, stack: "" } };
+  const { error, value } = end;
+  const logs = end.logs.map((entry) => ({ ...entry, args: entry.args.map(withoutFrames) }));
+  const same = onTime({ ...end, logs });
+  if (error !== undefined) {
+    same.error = { name: error.name, message: WORDED.has(error.name) ? "" : error.message, stack: "" };
+  }
+  if (value !== undefined)
+    same.value = { ...value, text: JSON.stringify(errorsBare(JSON.parse(value.text))) };
+  return same;
+}
+
+const withoutFrames = (text: string): string =>
+  text
+    .split("\n")
+    .filter((line) => !line.startsWith("    at "))
+    .join("\n");
+
+const withoutStacks = (message: Said): Said =>
+  message.kind === "call"
+    ? { ...message, args: errorsBare(message.args) }
+    : { ...message, value: errorsBare(message.value) };
+
+/** A value as the codec writes it, its errors without their stacks: ["e", name, message, stack]. */
+function errorsBare(wire: unknown): unknown {
+  if (!Array.isArray(wire)) return wire;
+  const [kind, ...parts] = wire as unknown[];
+  return kind === "e" ? [kind, ...parts.slice(0, 2)] : [kind, ...parts.map(errorsBare)];
 }
 
 function short(wire: unknown): string {

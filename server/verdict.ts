@@ -54,9 +54,9 @@ export function verdict(death: Death, limits: Limits): Stop {
   if (killed && exit.cpuMs >= death.cpuSeconds * 750) {
     return { reason: "cpu-time", layer: "rlimit", limit: limits.cpuMs, measured: exit.cpuMs };
   }
-  // V8 aborts when one table does not fit that is to be twice as large as before.
-  const nearly = ofAbort && isV8(death.engine) ? 0.5 : 0.95;
-  if (death.peakMemoryBytes >= memory.limit * nearly) return { reason: "memory", layer: "rlimit", ...memory };
+  if (death.peakMemoryBytes >= memory.limit * 0.95) return { reason: "memory", layer: "rlimit", ...memory };
+  // An isolate aborts when one thing is too large for it, however little it holds; V8's own failed checks end in a trap.
+  if (ofAbort && isV8(death.engine)) return { reason: "memory", layer: "language", ...memory };
   if (ofAbort) return { reason: "crash", layer: "seccomp", syscall: name };
   if (signal === SIG.SYS) return { reason: "syscall", layer: "seccomp" };
   const code = exited(exit.status);

@@ -71,6 +71,25 @@ describe.runIf(all)("several engines", () => {
     expect(parted.code).toBe(6);
   });
 
+  test.each([
+    ["an error's stack in the log", "console.log(new Error('x')); 1"],
+    ["an error's stack in the result", "new Error('x')"],
+    ["which deadline comes first", "for (;;);"],
+    ["an engine's own words", "Promise.any([Promise.reject(1)])"],
+  ])("do not part by %s", async (_name, source) => {
+    const { code, stderr } = await cli([
+      "run",
+      "--engine",
+      "quickjs,v8",
+      "-e",
+      source,
+      "--limit",
+      "wallMs=300",
+    ]);
+    expect(stderr).toContain("v8: as on quickjs\n");
+    expect(code).not.toBe(6);
+  });
+
   test("are one object in --json, with every outcome", async () => {
     const { code, stdout } = await cli([...every, "--json", "-e", "console.log('x'); typeof Intl"]);
     expect(code).toBe(6);

@@ -53,7 +53,8 @@ export function outOfScope({ path, source, features, flags }, has) {
   if (asks("evalScript")) return SCOPE.scripts;
   if (needs("host-gc-required") || asks("gc")) return SCOPE.gc;
   if (needs("IsHTMLDDA") || asks("IsHTMLDDA")) return SCOPE.htmldda;
-  if (!has.includes("import()") && (needs("dynamic-import") || /\bimport\s*\(/.test(source))) return SCOPE.import;
+  if (!has.includes("import()") && (needs("dynamic-import") || /\bimport\s*\(/.test(source)))
+    return SCOPE.import;
   if (asks("AbstractModuleSource") || source.includes("<module source>")) return SCOPE.source;
   if (!has.includes("Intl") && /^(?:staging\/)?intl402\//.test(path)) return SCOPE.intl;
   return undefined;

@@ -5,6 +5,7 @@
  */
 import vm from "node:vm";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { clock } from "#server/hostapi";
 import { Sandbox, type Outcome, type RunOptions } from "doublehull";
 import { ENGINES } from "../engines.js";
 import { errorOf, makeSandbox, stopOf, valueOf } from "../harness.js";
@@ -415,7 +416,10 @@ describe.each(ENGINES)("the engine %s", (engine) => {
       ["false", "false"],
     ])("what is thrown may be %s", async (thrown, message) => {
       // What leaves an isolate is a copy, and of a symbol there is none.
-      const told = thrown.startsWith("Symbol") && engine !== "quickjs" ? "" : message;
+      const told =
+        thrown.startsWith("Symbol") && engine !== "quickjs"
+          ? "something that is no error was thrown"
+          : message;
       expect(errorOf(await run(`throw ${thrown}`, script))).toMatchObject({ name: "Error", message: told });
       expect(errorOf(await run(`Promise.reject(${thrown})`, script))).toMatchObject({
         name: "Error",
@@ -447,6 +451,30 @@ describe.each(ENGINES)("the engine %s", (engine) => {
       for (const text of Object.values(error)) expect(typeof text).toBe("string");
       expect(error.name.length + error.message.length + error.stack.length).toBeLessThan(20_000);
       expect(error.name).not.toBe("");
+    });
+
+    test("a message keeps what looks like a place, and a stack is none of the message", async () => {
+      const message =
+        "no template [script.js:10:2]\\n    at script.js:9:9 fake\\n    at (<isolated-vm boundary>)\\n";
+      const error = errorOf(await run(`\n throw new Error("${message}")`, script));
+      expect(error.message).toBe(message.replaceAll("\\n", "\n"));
+      expect(placeIn(error.stack, "script.js").line).toBe(2);
+      expect(error.stack).not.toContain("fake");
+    });
+
+    test("rejections that nobody handles are nothing, however many", async () => {
+      const grants = { clock: clock({ mode: "virtual" }) };
+      const source = `export default async () => {
+        let n = 0;
+        await new Promise((go) => { const t = setInterval(() => { Promise.reject(new Error("x" + n)); if (++n === 5000) { clearInterval(t); go() } }, 1) });
+        return n;
+      }`;
+      const outcome = await run(source, { grants });
+      expect(valueOf(outcome)).toBe(5000);
+      expect(outcome.usage.peakMemoryBytes).toBeLessThan(16 * 1024 * 1024);
+      const early =
+        "Promise.reject(new Error('early')); await 0; export default () => { Promise.reject(1); return 2 }";
+      expect(valueOf(await run(early))).toBe(2);
     });
 
     test("a subclass keeps its name", async () => {

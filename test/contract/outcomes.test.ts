@@ -215,6 +215,16 @@ describe.each(ENGINES)("with the engine %s", (engine) => {
     });
 
     test.each([
+      ["an array", "new Array(32 * 1024 * 1024 - 1).fill(0).length"],
+      ["a string that is made flat", "'x'.repeat(3e8).charCodeAt(5)"],
+      ["characters apart", "'x'.repeat(2e7).split('').length"],
+    ])("one thing that is too large (%s) is memory, and no crash", async (_name, source) => {
+      const stop = stopOf(await run(source));
+      expect(stop).toMatchObject({ reason: "memory", limit: 64 * MiB });
+      await expectServesTheNext();
+    });
+
+    test.each([
       ["large buffers", "a.push(new Uint8Array(1 << 20))"],
       ["small objects", "a.push({ x: 1 })"],
     ])("a script that catches its exhaustion by %s goes on", async (_name, grow) => {

@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { z } from "zod";
 import { parseRecording, Sandbox, type Recording, type RunOptions } from "doublehull";
-import { callback, capability, clock, events, method, random } from "doublehull/hostapi";
+import { callback, capability, clock, events, kv, method, random } from "doublehull/hostapi";
 import { ENGINES } from "../engines.js";
 import { families, makeSandbox, until, valueOf } from "../harness.js";
 
@@ -68,6 +68,23 @@ describe.each(ENGINES)("a recorded run, with the engine %s", (engine) => {
     recording = made.recording;
   });
   afterAll(() => sandbox.close());
+
+  test("that called the host too often ends of that again, and at once", async () => {
+    const source =
+      "export default async (_, env) => { for (let i = 0; i < 50; i++) await env.kv.set('a', i) }";
+    const grants = { kv: kv({ namespace: "replay" }) };
+    const { recording, ...outcome } = await sandbox.run(source, {
+      record: true,
+      grants,
+      limits: { hostCalls: 20 },
+    });
+    expect(outcome).toMatchObject({ status: "stopped", stop: { reason: "host-calls" } });
+    const again = await sandbox.replay(recording as Recording);
+    expect(again).toMatchObject({
+      identical: true,
+      outcome: { stop: { reason: "host-calls", measured: 21 } },
+    });
+  });
 
   test("gives the identical outcome each time, and asks nobody", async () => {
     const asked = mood.asked();

@@ -1,13 +1,24 @@
+import { spawnSync } from "node:child_process";
+import fs from "node:fs";
+import os from "node:os";
+import path from "node:path";
+import { fileURLToPath } from "node:url";
 import { describe, expect, test } from "vitest";
 import { Sandbox } from "doublehull";
+import { ENGINES } from "../engines.js";
 
 const until = async (what: () => Promise<boolean>): Promise<void> => {
   while (!(await what())) await new Promise((go) => setImmediate(go));
 };
 
-describe("without a kernel hull, because the caller said so", () => {
+describe.each(ENGINES)("without a kernel hull, because the caller said so, with %s", (engine) => {
   test("the same scripts have the same outcomes, and every outcome says that no kernel layer was on", async () => {
-    const sandbox = await Sandbox.create({ hull: "language-only", parked: 1, limits: { wallMs: 2000 } });
+    const sandbox = await Sandbox.create({
+      engine,
+      hull: "language-only",
+      parked: 1,
+      limits: { wallMs: 2000 },
+    });
     try {
       const fine = await sandbox.run("export default (input) => { console.log('hi'); return input * 2 }", {
         input: 21,
@@ -26,12 +37,19 @@ describe("without a kernel hull, because the caller said so", () => {
     }
   });
 
-  test("a loop is ended by the language, and a long builtin by the supervisor", async () => {
-    const sandbox = await Sandbox.create({ hull: "language-only", parked: 1, limits: { wallMs: 300 } });
+  test("a loop is ended, and a long builtin by the supervisor", async () => {
+    const sandbox = await Sandbox.create({
+      engine,
+      hull: "language-only",
+      parked: 1,
+      limits: { wallMs: 300 },
+    });
     try {
       const loop = await sandbox.run("for (;;);", { type: "script" });
       expect(loop).toMatchObject({ status: "stopped", stop: { reason: "wall-time" } });
-      const builtin = await sandbox.run("new Array(1e9) + ''", { type: "script" });
+      const builtin = await sandbox.run("Array.prototype.indexOf.call({ length: 2 ** 53 - 1 }, 1)", {
+        type: "script",
+      });
       expect(builtin).toMatchObject({
         status: "stopped",
         stop: { reason: "wall-time", layer: "supervisor" },
@@ -71,6 +89,59 @@ describe.runIf(process.platform === "linux")("the images of the engine", () => {
       });
     } finally {
       await sandbox.close();
+    }
+  });
+});
+
+describe.runIf(ENGINES.includes("v8"))("the package of the V8 engines", () => {
+  /** A copy of the program beside packages of which one is not what it should be. */
+  function withPackage(change: (dir: string) => void): { cli: string; [Symbol.dispose]: () => void } {
+    const root = fileURLToPath(new URL("../..", import.meta.url));
+    const home = fs.mkdtempSync(path.join(os.tmpdir(), "doublehull-packages-"));
+    fs.chmodSync(home, 0o755);
+    fs.cpSync(path.join(root, "dist"), path.join(home, "dist"), { recursive: true });
+    fs.copyFileSync(path.join(root, "package.json"), path.join(home, "package.json"));
+    const packages = path.join(home, "node_modules");
+    fs.mkdirSync(packages);
+    for (const name of fs.readdirSync(path.join(root, "node_modules"))) {
+      if (name !== "isolated-vm")
+        fs.symlinkSync(path.join(root, "node_modules", name), path.join(packages, name));
+    }
+    change(packages);
+    return {
+      cli: path.join(home, "dist/server/cli.js"),
+      [Symbol.dispose]: () => fs.rmSync(home, { recursive: true, force: true }),
+    };
+  }
+  const run = (cli: string, ...args: string[]) =>
+    spawnSync(process.execPath, [cli, "run", ...args, "-e", "6 * 7"], { encoding: "utf8" });
+
+  test("may be absent: then quickjs works, and another engine is refused with what to install", () => {
+    using home = withPackage(() => {});
+    expect(run(home.cli).stdout).toBe("42\n");
+    for (const hull of ["double", "language-only"]) {
+      const refused = run(home.cli, "--engine", "v8-jitless", "--hull", hull);
+      expect(refused.status).toBe(4);
+      expect(refused.stdout).toBe("");
+      expect(refused.stderr).toMatch(
+        /needs the optional package isolated-vm, which is not installed\n +npm install isolated-vm@/,
+      );
+    }
+  });
+
+  test("may not fit this Node: that is said with the same remedy, in the jail and out of it", () => {
+    using home = withPackage((packages) => {
+      fs.mkdirSync(path.join(packages, "isolated-vm"));
+      fs.writeFileSync(
+        path.join(packages, "isolated-vm/index.js"),
+        "throw new Error('was compiled against a different Node.js version')",
+      );
+    });
+    expect(run(home.cli).stdout).toBe("42\n");
+    for (const hull of ["double", "language-only"]) {
+      const refused = run(home.cli, "--engine", "v8", "--hull", hull);
+      expect(refused.status).toBe(4);
+      expect(refused.stderr).toMatch(/does not load[^\n]*\n +npm install isolated-vm@/);
     }
   });
 });

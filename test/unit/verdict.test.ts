@@ -133,6 +133,21 @@ describe("several causes at once", () => {
 });
 
 describe("what must not be taken for something else", () => {
+  test("an isolate's way to die is memory, however little it held; QuickJS's is a crash", () => {
+    const exit = { status: SIGNAL.KILL, refusedCall: NR.tgkill };
+    for (const engine of ["v8", "v8-jitless"] as const) {
+      expect(judge({ engine, exit, peakMemoryBytes: 3 * MiB })).toMatchObject({
+        reason: "memory",
+        layer: "language",
+      });
+      const trap = { exit: { status: 5 }, engine, peakMemoryBytes: 3 * MiB };
+      expect(judge(trap)).toMatchObject({ reason: "crash", layer: "kernel" });
+      const attack = { exit: { status: SIGNAL.KILL, refusedCall: NR.openat }, engine };
+      expect(judge(attack)).toMatchObject({ reason: "syscall", syscall: "openat" });
+    }
+    expect(judge({ exit, peakMemoryBytes: 3 * MiB })).toMatchObject({ reason: "crash", layer: "seccomp" });
+  });
+
   test.each(["rt_sigprocmask", "tgkill"] as const)(
     "a refused %s on the way of abort() is a crash, not an attack",
     (name) => {
