@@ -59,7 +59,9 @@ const SEAL = `const at = syscall("mmap", 0, 4096, 3, 0x22, -1, 0).ret; return sy
 const SHARED_CODE = `const id = syscall("shmget", 0, 4096, 0o1700).ret; const at = syscall("shmat", id, 0, 0o100000);
   syscall("shmctl", id, 0, 0); return at`;
 /** personality(READ_IMPLIES_EXEC). man 2 personality */
-const IMPLIED = 'syscall("personality", 0x400000); return syscall("mmap", 0, 4096, 3, 0x22, -1, 0)';
+/** What it implies holds for V8's own memory as well, so it is taken back at once. man 2 personality */
+const IMPLIED =
+  'syscall("personality", 0x400000); const got = syscall("mmap", 0, 4096, 3, 0x22, -1, 0); syscall("personality", 0); return got';
 const MOUNT =
   'return syscall("mount", memory("none"), memory("/"), memory("tmpfs"), 0x21, memory("size=4k"))';
 const NAME = 'return syscall("sethostname", memory("taken"), 5)';
