@@ -33,7 +33,9 @@ describe.each(ENGINES)("with the engine %s", (engine) => {
     // One thread, two clocks that are read one after the other: never much more CPU than time.
     expect(usage.cpuMs).toBeLessThanOrEqual(usage.wallMs + 50);
     expect(usage.peakMemoryBytes).toBeGreaterThanOrEqual(0);
-    expect(usage.peakMemoryBytes).toBeLessThan((64 + 32) * MiB);
+    // Without a cgroup it is what is resident: pages of V8's compilers, which the run is the first to touch, with it.
+    const compilers = engine === "v8" ? 8 : 0;
+    expect(usage.peakMemoryBytes).toBeLessThan((64 + 32 + compilers) * MiB);
     expect(usage.bytesOut).toBeGreaterThan(0);
     expect(usage.hostCalls).toBe(0);
     expect(usage.wallMs).toBeLessThan(wallMs + 5000);
