@@ -127,7 +127,7 @@ export function readProc(path: string): string {
 
 /** How many filters a process has: the zygote's count, that every worker must exceed by one. */
 export function filterCount(pid: number | "self"): number {
-  const match = /^Seccomp_filters:\s*(\d+)/m.exec(fs.readFileSync(`/proc/${pid}/status`, "latin1"));
+  const match = /^Seccomp_filters:\s*(\d+)/m.exec(readProc(`/proc/${pid}/status`));
   if (match === null)
     throw new JailError("attestation", "this kernel does not tell Seccomp_filters (Linux 5.9)");
   return Number(match[1]);

@@ -1,4 +1,4 @@
-/** Which engine a name means, and the V8 flags under which its image can be forked. Loaded only where it boots. */
+/** Which engine a name means, and the V8 flags under which its image can be forked. An engine is loaded only where it boots. */
 import { createRequire } from "node:module";
 import type { Engine } from "../engine/engine.js";
 import { SandboxError } from "./errors.js";
@@ -36,6 +36,7 @@ export const ENGINE_UNAVAILABLE_EXIT = 69;
 
 export const engineRemedy = (): string =>
   `npm install ${isolatedVm()} (it may have to compile: a C++ compiler and python3), or use the engine quickjs.`;
+
 /**
  * Whether a worker writes, before it parks, the pages that a run writes. A cold one waits with 0.5 MB less, and the run
  * that gets it takes 0.3 ms longer.

@@ -3,9 +3,9 @@
 import fs from "node:fs";
 import os from "node:os";
 import { parseArgs } from "node:util";
-import { z } from "zod";
 import { Sandbox } from "doublehull";
-import { capability, method } from "doublehull/hostapi";
+import { capability } from "doublehull/hostapi";
+import { answer } from "./doublehull.mjs";
 import { quantile } from "./processes.mjs";
 
 const { values: args } = parseArgs({
@@ -21,14 +21,7 @@ const { values: args } = parseArgs({
 const BAR = 2;
 const wait = (ms) => new Promise((go) => setTimeout(go, ms));
 
-const echo = capability("echo", {
-  back: method({
-    doc: "Its argument.",
-    params: { value: z.unknown() },
-    effect: "read",
-    run: ({ value }) => value,
-  }),
-});
+const echo = capability("echo", { back: answer });
 /** Each goes on until a limit ends it. */
 const NOISES = {
   cpu: "export default () => { for (;;); }",

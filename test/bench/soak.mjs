@@ -3,9 +3,9 @@
 // something is left at the end. Ctrl-C ends it in order, with what it has. --chaos kills the zygote from time to time.
 import fs from "node:fs";
 import { parseArgs } from "node:util";
-import { z } from "zod";
 import { Sandbox } from "doublehull";
 import { capability, kv, method } from "doublehull/hostapi";
+import { answer } from "./doublehull.mjs";
 import { cgroupTrees, descriptors, family, memoryOf } from "./processes.mjs";
 
 const { values: args } = parseArgs({
@@ -44,12 +44,7 @@ const BOUNDS = {
 // -- the load ----------------------------------------------------------------------------------------------------------
 
 const echo = capability("echo", {
-  back: method({
-    doc: "Its argument.",
-    params: { value: z.unknown() },
-    effect: "read",
-    run: ({ value }) => value,
-  }),
+  back: answer,
   fail: method({
     doc: "Throws.",
     params: {},
