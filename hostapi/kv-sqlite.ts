@@ -8,7 +8,7 @@
  * was written survives the end of the process, kill -9 included; a power cut may cost the last writes, never the file
  * (sqlite.org/wal.html 2.3). Calls are short and block the process that makes them.
  *
- * better-sqlite3 is an optional peer dependency, because it is native code: nothing here loads it before it is asked
+ * better-sqlite3 is an optional dependency, because it is native code: nothing here loads it before it is asked
  * for, and who does without needs no compiler.
  */
 import { closeSync, openSync, statSync } from "node:fs";

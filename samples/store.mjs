@@ -3,7 +3,7 @@
 import { Sandbox, unwrap } from "doublehull";
 import { kv, memoryStore } from "doublehull/hostapi";
 
-const store = memoryStore(); // sqliteStore("file.db") keeps it, with better-sqlite3 installed beside
+const store = memoryStore(); // sqliteStore("file.db") keeps it, through the optional better-sqlite3
 const ada = kv({ store, namespace: "ada", quotaBytes: 64 * 1024 });
 const bob = kv({ store, namespace: "bob" });
 
