@@ -13,11 +13,14 @@ const file = fileURLToPath(import.meta.url);
 /** What a program leaves in the engine is never given back: a new process after so many. */
 const RENEW = 100;
 
-/** Runs programs on the bare form of `engine`, in as many processes as `jobs`. */
-export async function runBare(programs, { engine, jobs, wallMs }, onSeen) {
+/**
+ * Runs programs on the bare form of `engine`, in as many processes as `jobs`. With `alone` each in a process of its own
+ * and, on V8, in that one's own realm: in one of node:vm strict code may assign to what was never declared.
+ */
+export async function runBare(programs, { engine, jobs, wallMs, alone = false }, onSeen) {
   const queue = programs.entries();
   const start = () =>
-    fork(file, ["serve", engine], {
+    fork(file, [alone ? "alone" : "serve", engine], {
       execArgv: ["--experimental-vm-modules", "--no-warnings"],
       stdio: ["ignore", "ignore", "ignore", "ipc"],
     });
@@ -31,7 +34,7 @@ export async function runBare(programs, { engine, jobs, wallMs }, onSeen) {
       for (const [at, program] of queue) {
         child ??= start();
         const seen = await answerOf(child, program, wallMs);
-        if (++served === RENEW || seen.status === "stopped") end();
+        if (++served === (alone ? 1 : RENEW) || seen.status === "stopped") end();
         onSeen(programs[at], seen);
       }
       end();
@@ -106,9 +109,9 @@ function observeQuickJS(quickjs, { type, name, source, modules }, wallMs) {
   return heard === undefined ? DEADLOCK : { status: "ok", value: heard };
 }
 
-/** One program in a fresh context; like an isolate of isolated-vm it has no dynamic import. */
-async function observeV8({ type, name, source, modules }) {
-  const context = vm.createContext();
+/** One program in a fresh context, or in this process's own; like an isolate of isolated-vm it has no dynamic import. */
+async function observeV8({ type, name, source, modules }, alone) {
+  const context = alone ? undefined : vm.createContext();
   const made = new Map();
   const load = (wanted, from) => {
     const path = /^\.\.?\//.test(wanted) ? besideOf(from.identifier, wanted) : wanted;
@@ -126,7 +129,8 @@ async function observeV8({ type, name, source, modules }) {
       await main.link(load);
       if ((await Promise.race([main.evaluate(), quiet()])) === DEADLOCK) return DEADLOCK;
       value = main.namespace.default();
-    } else value = vm.runInContext(source, context, { filename: name });
+    } else if (alone) value = vm.runInThisContext(source, { filename: name });
+    else value = vm.runInContext(source, context, { filename: name });
     if (typeof value?.then !== "function") return { status: "ok" };
     return await Promise.race([
       new Promise((resolve) => value.then((text) => resolve({ status: "ok", value: text }))),
@@ -138,11 +142,12 @@ async function observeV8({ type, name, source, modules }) {
   }
 }
 
-if (process.argv[2] === "serve" && process.send !== undefined) {
+const [, , mode] = process.argv;
+if ((mode === "serve" || mode === "alone") && process.send !== undefined) {
   const quickjs = process.argv[3] === "quickjs" ? await getQuickJS() : undefined;
   process.on("unhandledRejection", () => {}); // a test may leave one
   const observe = async ({ program, wallMs }) =>
-    quickjs === undefined ? observeV8(program) : observeQuickJS(quickjs, program, wallMs);
+    quickjs === undefined ? observeV8(program, mode === "alone") : observeQuickJS(quickjs, program, wallMs);
   const answer = async (job) => {
     try {
       process.send(await observe(job));

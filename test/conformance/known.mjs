@@ -10,6 +10,10 @@ const LEAST = 5;
 const DELIBERATE = {
   "language/expressions/dynamic-import/await-import-evaluation.js":
     "waits in a loop for the clock, which stands still while a guest computes (test/contract, clock)",
+  "staging/sm/String/fromCodePoint.js":
+    "passes 49,152 arguments at once, which take V8 more than the 256 KiB of stack that a run has (limits.stackKb)",
+  "staging/sm/regress/regress-610026.js":
+    "parses two million blocks, for which V8 takes about a gigabyte (limits.memoryMb)",
 };
 
 const directoryOf = (path) => path.slice(0, path.lastIndexOf("/"));

@@ -91,6 +91,10 @@ export async function runTests(jail, { engine = "quickjs", suite, paths, jobs, o
   await runBare([...failures.keys()], { engine, jobs, wallMs: WALL_MS }, (program, seen) => {
     failures.get(program).bare = verdict(program, seen) ?? "passed";
   });
+  const doubted = [...failures].flatMap(([program, { bare }]) => (bare === "passed" ? [program] : []));
+  await runBare(doubted, { engine, jobs, wallMs: WALL_MS, alone: true }, (program, seen) => {
+    failures.get(program).bare = verdict(program, seen) ?? "passed";
+  });
   for (const failure of failures.values()) delete failure.program;
   return { results, skipped, programs };
 }
