@@ -4,15 +4,10 @@
  * The rule: every write is one IMMEDIATE transaction, and the namespace's usage is kept by triggers inside it, so no
  * writer, in no process, can see or leave a count that is not that of the rows. (The failure behind it: a read that
  * turns into a write inside a transaction fails as busy whatever the timeout, sqlite.org/lang_transaction.html 2.2; and
- * a sum over all rows at every write would be a script's lever.) The journal is a WAL with `synchronous=NORMAL`: what
- * was written survives the end of the process, kill -9 included; a power cut may cost the last writes, never the file
- * (sqlite.org/wal.html 2.3). Calls are short and block the process that makes them.
- *
- * better-sqlite3 is an optional dependency, because it is native code: nothing here loads it before it is asked
- * for, and who does without needs no compiler.
+ * a sum over all rows at every write would be a script's lever.) What was written
+ * survives the end of the process, kill -9 included; a power cut may cost the last writes, never the file. Calls are short
+ * and block the process that makes them.
  */
-import { closeSync, openSync, statSync } from "node:fs";
-import { createRequire } from "node:module";
 import path from "node:path";
 import { checkOptions, wholeNumber } from "./options.js";
 import {
@@ -26,73 +21,10 @@ import {
   type KvStore,
   type KvUsage,
 } from "./kv-store.js";
+import { openSqlite, type Database } from "./sqlite.js";
 
-/** Why a store could not be opened: for the embedder. */
-export const STORE_ERRORS = {
-  "driver-missing":
-    "Install it beside doublehull: `npm install better-sqlite3@13` for Node 22 and later, `better-sqlite3@12.11.1` for Node 20; or use memoryStore().",
-  "driver-unusable":
-    "Run `npm rebuild better-sqlite3` with the Node that loads it; Node 20 needs `npm install better-sqlite3@12.11.1`.",
-  "store-unusable":
-    "Check that the directory exists on a local file system, that the file is this store's and its user's alone (chmod 600), and that no other program holds it.",
-} as const;
+export { STORE_ERRORS, StoreError, type StoreErrorCode } from "./sqlite.js";
 
-export type StoreErrorCode = keyof typeof STORE_ERRORS;
-
-export class StoreError extends Error {
-  override readonly name = "StoreError";
-  readonly remedy: string;
-  constructor(
-    readonly code: StoreErrorCode,
-    message: string,
-    options?: ErrorOptions,
-  ) {
-    super(`${message}. ${STORE_ERRORS[code]}`, options);
-    this.remedy = STORE_ERRORS[code];
-  }
-}
-
-// What we use of better-sqlite3 (docs/api.md there); its types are not a dependency of ours.
-interface Statement {
-  run(...values: unknown[]): { changes: number };
-  get(...values: unknown[]): unknown;
-  all(...values: unknown[]): unknown[];
-  pluck(): Statement;
-}
-interface Database {
-  pragma(source: string, options?: { simple: true }): unknown;
-  exec(source: string): void;
-  prepare(source: string): Statement;
-  transaction<A extends unknown[], R>(
-    act: (...args: A) => R,
-  ): ((...args: A) => R) & { immediate(...args: A): R };
-  close(): void;
-}
-type Driver = new (file: string, options: { timeout: number }) => Database;
-
-function loadDriver(): Driver {
-  const require = createRequire(import.meta.url);
-  let version: string;
-  try {
-    ({ version } = require("better-sqlite3/package.json") as { version: string });
-  } catch (cause) {
-    throw new StoreError("driver-missing", "sqliteStore needs better-sqlite3, which is not installed", {
-      cause,
-    });
-  }
-  // Opening a database with 13.2.0 on Node 20.20.2 is a segmentation fault, which nobody could catch.
-  const node = Number(process.versions.node.split(".")[0]);
-  if (node < 22 && Number(version.split(".")[0]) >= 13) {
-    throw new StoreError("driver-unusable", `better-sqlite3 ${version} does not run on Node ${node}`);
-  }
-  try {
-    return require("better-sqlite3") as Driver;
-  } catch (cause) {
-    throw new StoreError("driver-unusable", `better-sqlite3 ${version} cannot be loaded`, { cause });
-  }
-}
-
-const SCHEMA_VERSION = 1;
 const SCHEMA = `
   CREATE TABLE entries (
     namespace TEXT NOT NULL,
@@ -118,7 +50,6 @@ const SCHEMA = `
     UPDATE usage SET keys = keys - 1, bytes = bytes - old.bytes WHERE namespace = old.namespace;
     DELETE FROM usage WHERE namespace = old.namespace AND keys = 0;
   END;
-  PRAGMA user_version = ${SCHEMA_VERSION};
 `;
 
 export interface SqliteStore extends KvStore {
@@ -147,71 +78,13 @@ export function sqliteStore(file: string, options: { busyTimeoutMs?: number } = 
   const { busyTimeoutMs = 1000 } = checkOptions("sqliteStore", options, {
     busyTimeoutMs: wholeNumber(0, 60_000),
   });
-  const Driver = loadDriver();
-  return overDatabase(openDatabase(Driver, path.resolve(file), busyTimeoutMs));
-}
-
-function openDatabase(Driver: Driver, file: string, busyTimeoutMs: number): Database {
-  const deadline = performance.now() + busyTimeoutMs;
-  for (;;) {
-    try {
-      claim(file);
-      return openOnce(Driver, file, busyTimeoutMs);
-    } catch (cause) {
-      const { code = "", message } = cause as NodeJS.ErrnoException;
-      // While another process makes the file or, as the last one, closes it, SQLite answers busy without waiting
-      // (sqlite.org/wal.html, "Sometimes Queries Return SQLITE_BUSY In WAL Mode"): the first access has to try again.
-      if (code.startsWith("SQLITE_BUSY") && performance.now() < deadline) {
-        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5);
-        continue;
-      }
-      if (code === "ERR_DLOPEN_FAILED" || /could not locate the bindings/i.test(message)) {
-        throw new StoreError("driver-unusable", "better-sqlite3 is not built for this Node", { cause });
-      }
-      throw new StoreError("store-unusable", `the store ${file} cannot be opened (${message})`, { cause });
-    }
-  }
-}
-
-function openOnce(Driver: Driver, file: string, busyTimeoutMs: number): Database {
-  const db = new Driver(file, { timeout: busyTimeoutMs });
-  try {
-    db.transaction(isOurs)(db); // before anything is changed, and all of it at one moment
-    if (db.pragma("journal_mode = WAL", { simple: true }) !== "wal") throw new Error("it can have no WAL");
-    db.pragma("synchronous = NORMAL");
-    db.pragma("trusted_schema = OFF"); // sqlite.org/security.html: a stranger may have written to it
-    db.transaction((opened: Database) => {
-      if (!isOurs(opened)) opened.exec(SCHEMA);
-    }).immediate(db);
-    return db;
-  } catch (error) {
-    db.close();
-    throw error;
-  }
-}
-
-/**
- * Makes the file if it is not there, for its owner alone; SQLite gives its WAL and shared memory the same mode. One
- * that others can open is refused and not mended, for it may be another file than was meant. It is not opened here:
- * closing it would drop the locks that this process may hold on it (sqlite.org/howtocorrupt.html 2.2).
- */
-function claim(file: string): void {
-  try {
-    closeSync(openSync(file, "wx", 0o600));
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
-    if ((statSync(file).mode & 0o077) !== 0) throw new Error("other users can open it", { cause: error });
-  }
-}
-
-/** False if it is new. Throws if it holds something else. */
-function isOurs(db: Database): boolean {
-  const version = db.pragma("user_version", { simple: true });
-  if (version === SCHEMA_VERSION) return true;
-  if (version !== 0) throw new Error("it is of another version of the store");
-  if (db.prepare("SELECT 1 FROM sqlite_schema").get() !== undefined)
-    throw new Error("it holds something else");
-  return false;
+  return overDatabase(
+    openSqlite(path.resolve(file), {
+      busyTimeoutMs,
+      synchronous: "normal",
+      migrations: [SCHEMA],
+    }),
+  );
 }
 
 function overDatabase(db: Database): SqliteStore {

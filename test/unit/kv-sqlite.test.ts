@@ -99,7 +99,7 @@ describe("sqliteStore without its driver", () => {
   async function loadedBeside(driver: Record<string, string> | undefined): Promise<typeof sqliteStore> {
     const home = fs.mkdtempSync(path.join(dir, "beside-"));
     fs.writeFileSync(path.join(home, "package.json"), '{"type":"module"}');
-    for (const name of ["kv-sqlite.js", "kv-store.js", "options.js"]) {
+    for (const name of ["kv-sqlite.js", "kv-store.js", "options.js", "sqlite.js"]) {
       fs.copyFileSync(path.join(root, "dist/hostapi", name), path.join(home, name));
     }
     for (const [name, text] of Object.entries(driver ?? {})) {
