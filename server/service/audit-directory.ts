@@ -26,7 +26,7 @@ export const AUDIT_ERRORS = {
   "audit-in-use": "Stop the other process that writes there, or give each its own directory.",
   "audit-broken":
     "Run `doublehull audit verify` on the directory, and keep it as it is for whoever looks into it; then give the service a new one.",
-  "audit-closed": "Open the audit log again: this one was closed.",
+  "audit-closed": "Call AuditLog.open again: this one was closed.",
 } as const;
 
 export type AuditErrorCode = keyof typeof AUDIT_ERRORS;
@@ -106,7 +106,7 @@ export function readTail(dir: string): Tail {
     throw new AuditError("audit-unsafe", `${dir} holds ${JSON.stringify(foreign)}, which is not the log's`);
   const ordinals = names.map((name) => ordinalOf(name) ?? 0);
   const tail: Tail = { head: { seq: 0, hash: GENESIS }, cuts: [], last: undefined };
-  for (const ordinal of ordinals.reverse()) {
+  for (const ordinal of ordinals.toReversed()) {
     const name = segmentName(ordinal);
     const { bytes, line, rest } = readEnd(path.join(dir, name));
     tail.last ??= { ordinal, bytes };
@@ -119,7 +119,7 @@ export function readTail(dir: string): Tail {
     tail.head = { seq: read.seq, hash: read.hash };
     return tail;
   }
-  if (ordinals.length > 0 && ordinals.at(-1) !== 1)
+  if (ordinals.length > 0 && ordinals[0] !== 1)
     throw new AuditError("audit-broken", `${dir} holds no whole line, and its first segment is missing`);
   return tail;
 }
