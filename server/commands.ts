@@ -5,6 +5,7 @@
  */
 import fs from "node:fs";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
+import type { ShowFlags, VerifyFlags } from "./audit-commands.js";
 import { isTypeScript, SCRIPT_ENGINES, type ScriptEngine } from "./engines.js";
 import { SandboxError } from "./errors.js";
 import type { PartialLimits } from "./limits.js";
@@ -57,6 +58,26 @@ async function printSchema(): Promise<number> {
 async function printTypes(flags: PolicyFlags): Promise<number> {
   await write(stdout, await (await policyCommands()).typesText(flags, readFile));
   return EXIT.ok;
+}
+
+// ---- the audit log --------------------------------------------------------------------------------------------------
+
+const auditCommands = () => import("./audit-commands.js");
+
+async function verifyAuditLog(where: string, flags: VerifyFlags): Promise<number> {
+  const { ok, text } = await (await auditCommands()).verify(where, flags);
+  await write(stdout, text);
+  return ok ? EXIT.ok : EXIT.broken;
+}
+
+async function showAuditLog(where: string, flags: ShowFlags): Promise<number> {
+  const { unreadable } = await (await auditCommands()).show(where, flags);
+  if (unreadable === 0) return EXIT.ok;
+  await say(
+    `${unreadable} line${unreadable === 1 ? "" : "s"} of it cannot be read and ${unreadable === 1 ? "is" : "are"} left out`,
+    "Run doublehull audit verify on it: it says where the log is broken.",
+  );
+  return EXIT.broken;
 }
 
 // ---- doctor, explain ------------------------------------------------------------------------------------------------
@@ -141,6 +162,16 @@ function addModule(text: string, before: [string, string][]): [string, string][]
   }
   if (before.some(([other]) => other === name)) throw new InvalidArgumentError(`${name} is given twice.`);
   return [...before, [name, file]];
+}
+
+function parseHash(text: string): string {
+  if (!/^[0-9a-f]{64}$/.test(text)) throw new InvalidArgumentError("Give 64 hex digits, in lower case.");
+  return text;
+}
+
+function parseSeq(text: string): number {
+  if (!/^[1-9]\d{0,14}$/.test(text)) throw new InvalidArgumentError("Give a line's number, from 1.");
+  return Number(text);
 }
 
 function parseInput(text: string): unknown {
@@ -323,6 +354,35 @@ function grammar(done: (code: number) => void): Command {
     .command("schema")
     .description("Prints the JSON schema of policies, for editors.")
     .action(async () => done(await printSchema()));
+
+  const audit = program
+    .command("audit")
+    .summary("verify and show the audit log of a service")
+    .description("The audit log of a service: a directory of segments, or one of them. Changes nothing.");
+  audit
+    .command("verify <DIR>")
+    .description("Says whether every line is as it was written and in its place. Exit code 1: it is not.")
+    .addOption(new Option("--head <hash>", "a line with this hash must be there").argParser(parseHash))
+    .addOption(new Option("--seq <number>", "a line of this number must be there").argParser(parseSeq))
+    .addOption(
+      new Option(
+        "--from <hash>",
+        "the log begins behind the line of this hash: what stood before is kept elsewhere",
+      ).argParser(parseHash),
+    )
+    .option("--json", "print it as one JSON object")
+    .action(async (where: string, flags: VerifyFlags) => done(await verifyAuditLog(where, flags)));
+  audit
+    .command("show <DIR>")
+    .description("Prints the lines. Does not verify them: exit code 1 only where one cannot be read.")
+    .option("--tenant <name>", "only what concerns this tenant")
+    .option("--run <id>", "only what concerns this run")
+    .option(
+      "--kind <kind>",
+      "only this kind: call, run, job, tenant, key, policy, secret, auth, server, recovered",
+    )
+    .option("--json", "print each as the JSON object that it is")
+    .action(async (where: string, flags: ShowFlags) => done(await showAuditLog(where, flags)));
   return program;
 }
 

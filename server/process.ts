@@ -11,6 +11,8 @@ export const EXIT = {
   threw: 1,
   /** Of `policy diff`. */
   additions: 1,
+  /** Of `audit`. */
+  broken: 1,
   usage: 2,
   stopped: 3,
   hostCannot: 4,

@@ -9,6 +9,7 @@ import { describe, expect, test } from "vitest";
 import { CGROUP_ERRORS } from "#osjail/cgroup";
 import { JAIL_ERRORS } from "#osjail/errors";
 import { SANDBOX_ERRORS } from "#server/errors";
+import { AUDIT_ERRORS } from "#server/service/audit-directory";
 
 const root = fileURLToPath(new URL("../..", import.meta.url));
 const FOLDERS = ["engine", "hostapi", "osjail", "server"] as const;
@@ -214,6 +215,7 @@ describe("the error tables", () => {
     ),
     JAIL_ERRORS,
     CGROUP_ERRORS,
+    AUDIT_ERRORS,
   };
 
   test("a code stands in one table only", () => {
