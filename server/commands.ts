@@ -9,6 +9,7 @@ import type { ShowFlags, VerifyFlags } from "./audit-commands.js";
 import { isTypeScript, SCRIPT_ENGINES, type ScriptEngine } from "./engines.js";
 import { SandboxError } from "./errors.js";
 import type { PartialLimits } from "./limits.js";
+import type { McpFlags } from "./mcp.js";
 import type { PolicyFlags } from "./policy-commands.js";
 import {
   coloured,
@@ -142,6 +143,11 @@ async function explainRun(flags: ExplainFlags): Promise<number> {
   return EXIT.ok;
 }
 
+// ---- mcp ------------------------------------------------------------------------------------------------------------
+
+const serveMcp = async (flags: McpFlags): Promise<number> =>
+  (await import("./mcp.js")).serveMcp(flags, version());
+
 // ---- the command line's grammar -------------------------------------------------------------------------------------
 
 function addLimit(text: string, before: PartialLimits): PartialLimits {
@@ -239,6 +245,17 @@ The same script gives the identical outcome, and the exit code of the run. Where
 is told on the standard error. TypeScript was recorded without its types.
 `;
 
+const MCP_HELP = `
+In the configuration of a client:
+  { "mcpServers": { "sandbox": { "command": "doublehull", "args": ["mcp", "--grant", "kv"] } } }
+
+The tool run_code runs a module of the client's model, whose default export is called with (input, env). Its description
+has the types of what the grants give. Stores are kept from call to call, variables are not. What approve asks is put to
+the client's person, if the client has elicitation; else it is refused.
+
+Exit codes: 0 when the client leaves; 2, 4 and 5 as those of run; 130 and 143 after a signal.
+`;
+
 function version(): string {
   const file = new URL("../../package.json", import.meta.url);
   const { version: number }: { version: string } = JSON.parse(fs.readFileSync(file, "utf8"));
@@ -334,6 +351,19 @@ function grammar(done: (code: number) => void): Command {
     .addOption(grantOption())
     .action(async (flags: PolicyFlags) => done(await printTypes(flags)));
 
+  program
+    .command("mcp")
+    .summary("serve language models: a tool that runs code, by the Model Context Protocol")
+    .description("Serves the Model Context Protocol on the standard streams, with a tool that runs code.")
+    .addOption(engineOption())
+    .addOption(limitOption())
+    .addOption(hullOption())
+    .option("--require-cgroup", "refuse to start where no cgroup can be had")
+    .addOption(policyOption())
+    .addOption(grantOption())
+    .addHelpText("after", MCP_HELP)
+    .action(async (flags: McpFlags) => done(await serveMcp(flags)));
+
   const policies = program
     .command("policy")
     .summary("check and compare policies")
@@ -410,7 +440,7 @@ async function main(args: readonly string[]): Promise<number> {
     return code;
   } catch (error) {
     if (error instanceof CommanderError) {
-      if (error.code === "commander.helpDisplayed" && /^(run|explain)$/.test(args[2] ?? "")) {
+      if (error.code === "commander.helpDisplayed" && /^(run|explain|mcp)$/.test(args[2] ?? "")) {
         await write(stdout, await limitsHelp());
       }
       return error.exitCode === 0 ? EXIT.ok : EXIT.usage;

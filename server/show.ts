@@ -297,7 +297,13 @@ function quantity(n: number, limit: LimitName | undefined): string {
   return limit === undefined ? String(n) : `${n} bytes`;
 }
 
-export function stopText(stop: Stop, limits: Readonly<Limits>, paint: Paint): string {
+/** `hint`: what its reader can do, where that is not the command line's. */
+export function stopText(
+  stop: Stop,
+  limits: Readonly<Limits>,
+  paint: Paint,
+  hint = REASONS[stop.reason].hint,
+): string {
   const row = REASONS[stop.reason];
   const facts = [`${LAYERS[stop.layer]} ended it`];
   if (stop.limit !== undefined) facts.push(`limit ${quantity(stop.limit, row.limit)}`);
@@ -306,7 +312,7 @@ export function stopText(stop: Stop, limits: Readonly<Limits>, paint: Paint): st
   if (stop.measured !== undefined) facts.push(`measured ${quantity(stop.measured, row.limit)}`);
   if (stop.syscall !== undefined) facts.push(`system call ${inOneLine(stop.syscall)}`);
   if (stop.detail !== undefined) facts.push(inOneLine(stop.detail));
-  return `${paint("yellow", `stopped (${stop.reason}):`)} ${row.what}\n    ${facts.join(", ")}\n    ${row.hint}\n`;
+  return `${paint("yellow", `stopped (${stop.reason}):`)} ${row.what}\n    ${facts.join(", ")}\n    ${hint}\n`;
 }
 
 export function comparisonText(first: ScriptEngine, it: Comparison, paint: Paint): string {

@@ -16,6 +16,8 @@ export interface Finished {
 
 export interface CommandOptions {
   stdin?: string;
+  /** The caller writes to its input, and ends it. */
+  keepOpen?: true;
   env?: Readonly<Record<string, string>>;
   /** What to run instead of the built tree: a command and what stands before the arguments. */
   command?: readonly [string, ...string[]];
@@ -26,7 +28,7 @@ export function start(args: readonly string[], options: CommandOptions = {}): Ch
   const env = { PATH: process.env["PATH"], NO_COLOR: "1", ...options.env };
   const child = spawn(command, [...first, ...args], { cwd: root, env });
   child.stdin?.on("error", () => {}); // it may end without reading
-  child.stdin?.end(options.stdin ?? "");
+  if (options.keepOpen === undefined) child.stdin?.end(options.stdin ?? "");
   return child;
 }
 

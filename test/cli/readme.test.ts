@@ -7,7 +7,7 @@ import { callCount } from "#osjail/plan";
 import * as hostapi from "#server/hostapi";
 import { LIMITS } from "#server/limits";
 import { GRANT_TYPES } from "#server/policy-schema";
-import { cli, folder, root } from "./command.js";
+import { cli, finished, folder, root, start } from "./command.js";
 
 const readme = fs.readFileSync(path.join(root, "README.md"), "utf8");
 const blocks = (language: string, text = readme): string[] =>
@@ -61,9 +61,9 @@ describe("the README", () => {
 describe("the README's Capabilities", () => {
   const [granting = "", own = "", ...others] = blocks("js", capabilities);
 
-  test("has two programs, and these are all that is left to run", () => {
+  test("has two programs, and with that of models these are all that is left to run", () => {
     expect(others).toEqual([]);
-    expect(blocks("js").length).toBe(3);
+    expect(blocks("js").length).toBe(4);
   });
 
   test("its grants do what it says: the value goes out, and the placeholder comes back", async () => {
@@ -111,6 +111,31 @@ describe("the README's Capabilities", () => {
     expect(code).toBe(0);
     const { grants } = JSON.parse(stdout) as { grants: { name: string }[] };
     expect(grants.map(({ name }) => name)).toEqual(["kv", "data", "http", "token"]);
+  });
+});
+
+describe("the README's For language models", () => {
+  const models = /^## For language models\n[^]*?(?=^## )/m.exec(readme)?.[0] ?? "";
+
+  test("its program does what it says", async () => {
+    const [program = ""] = blocks("js", models);
+    expect(await runProgram(program)).toBe("ok 2\nResult:\n2\n\n");
+  });
+
+  test("its configuration starts a server that answers, and ends with its input", async () => {
+    const { mcpServers } = JSON.parse(blocks("json", models)[0] ?? "") as {
+      mcpServers: { sandbox: { command: string; args: string[] } };
+    };
+    const { command, args } = mcpServers.sandbox;
+    expect([command, args[0]]).toEqual(["npx", "doublehull"]);
+    const clientInfo = { name: "test", version: "1" };
+    const params = { protocolVersion: "2025-06-18", capabilities: {}, clientInfo };
+    const server = start(args.slice(1), { keepOpen: true });
+    server.stdin?.write(`${JSON.stringify({ jsonrpc: "2.0", id: 1, method: "initialize", params })}\n`);
+    server.stdout?.once("data", () => server.stdin?.end());
+    const { code, stdout } = await finished(server);
+    expect(code).toBe(0);
+    expect(JSON.parse(stdout)).toMatchObject({ id: 1, result: { serverInfo: { name: "doublehull" } } });
   });
 });
 

@@ -79,6 +79,10 @@ on the disk: BUY STRING
     "{ lines: 20, outside: 'bad-argument' }\n",
     "[event counted] { name: 'hello.ts', lines: 17 }\n[event counted] { name: 'sum.js', lines: 3 }\n",
   ),
+  "agent.mjs": prints(`run_code -> stopped
+run_code -> ok
+The dearest of 3 is the lamp, at 40.
+`),
   "replay.mjs": prints(`identical: true visit 1
 same lot, same time: [ true, true ]
 other code: false { at: 1, expected: 'kv.increment("ada")', got: 'kv.get("ada")' }
