@@ -33,6 +33,7 @@ export type MakeStubs = (port: {
   reply: WorldHost["reply"];
   release: WorldHost["release"];
   codec: Codec;
+  stackOf(stack: unknown): string;
   missing(hint: string): void;
   collect(): void;
 }) => Stubs;
@@ -583,6 +584,7 @@ export function world(
     reply: host.reply,
     release: host.release,
     codec,
+    stackOf: cleanStack,
     missing: noted,
     collect: host.collect ?? (() => {}),
   });

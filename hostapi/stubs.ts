@@ -17,6 +17,8 @@ export interface StubPort {
   reply(text: string, ...buffers: ArrayBuffer[]): void;
   release(text: string): void;
   codec: Codec;
+  /** Of an error's stack, what is the script's own. */
+  stackOf(stack: unknown): string;
   /** A script asked for a grant or a method that is not there; `hint` says so, should it fail of that. */
   missing(hint: string): void;
   /** Collects garbage, where weak references would else be held for long. */
@@ -252,6 +254,7 @@ export function stubs(port: StubPort): Stubs {
     maxNodes: 200_000,
     root: "arguments",
     reference,
+    stackOf: port.stackOf,
   } as any;
   const decodeLimits = {
     __proto__: null,

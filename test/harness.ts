@@ -133,12 +133,15 @@ function cpuTicks(pid: number): number {
   return Number(fields[11]) + Number(fields[12]);
 }
 
-/** A worker that runs an endless loop: it alone uses CPU by the tenth of a second. */
+/** Workers that run an endless loop: they alone use CPU by the tenth of a second. */
+export function busyWorkers(supervisor: number = process.pid): Process[] {
+  return families(supervisor).flatMap(({ workers }) => workers.filter(({ pid }) => cpuTicks(pid) >= 15));
+}
+
 export async function busyWorker(supervisor: number = process.pid): Promise<Process> {
-  const busy = () =>
-    families(supervisor).flatMap(({ workers }) => workers.filter(({ pid }) => cpuTicks(pid) >= 15));
-  await until("a worker computes", () => busy().length > 0);
-  return busy()[0] as Process;
+  let found: Process | undefined;
+  await until("a worker computes", () => (found = busyWorkers(supervisor)[0]) !== undefined);
+  return found as Process;
 }
 
 // ---- cgroups --------------------------------------------------------------------------------------------------------

@@ -303,6 +303,24 @@ describe.each(ENGINES)("capabilities on %s", (engine) => {
       expect(stack).not.toMatch(/capabilities\.test|node:|dist/);
     });
 
+    test("an error of the script's crosses with the script's own frames alone", async () => {
+      const seen: Error[] = [];
+      const c = capability("c", {
+        take: reading({ errors: z.any(), answer: callback() }, async ({ errors, answer }) => {
+          seen.push(...(errors as Error[]), (await answer()) as Error);
+        }),
+      });
+      const body = `
+        const make = () => new TypeError("mine");
+        const error = make();
+        await env.c.take([error, make()], make);
+        return error.stack;`;
+      const whole = String(await value(body, { c }));
+      expect(whole).toContain("doublehull:"); // the control: there is something to trim
+      expect(seen.map(({ stack = "" }) => placeIn(stack))).toEqual([1, 2, 3].map(() => placeIn(whole)));
+      for (const { stack } of seen) expect(stack).not.toMatch(/doublehull:|isolated-vm|node:|dist/);
+    });
+
     test("that cannot cross are an error that names the path, and the call is not made", async () => {
       let made = 0;
       const c = capability("c", { go: reading({ v: z.any() }, () => ++made) });

@@ -16,6 +16,7 @@ import { syscallNumber } from "#osjail/libc.ffi";
 import { Sandbox } from "#server/sandbox";
 import type { Layers } from "#server/outcome";
 import { ENGINES } from "../engines.js";
+import { until } from "../harness.js";
 import {
   ALL_LAYERS,
   answerOf,
@@ -349,6 +350,48 @@ describe("the attestation", () => {
     child.kill("SIGKILL");
     await ended;
     expect(() => attest(pid, plan, 0, true, undefined)).toThrow(/ENOENT|ESRCH/);
+  });
+});
+
+describe("a run that goes on", () => {
+  /** man 5 proc_pid_stat (19) */
+  const niceOf = (pid: number) => {
+    const stat = fs.readFileSync(`/proc/${pid}/stat`, "latin1");
+    return Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[16]);
+  };
+
+  /** `look` sees the worker of an endless run that has just begun, and what becomes of it. The next begins as it did. */
+  async function whileItRuns(hull: OwnedHull, look: (worker: Victim["worker"]) => Promise<void>) {
+    for (let i = 0; i < 2; i++) {
+      const victim = await hull.fork();
+      const running = hull.attack(victim, "for (;;);");
+      try {
+        await look(victim.worker);
+      } finally {
+        victim.worker.kill();
+      }
+      expect(stopOf(await running).reason).toBe("crash");
+    }
+  }
+
+  it("gives way to every process where it has no cgroup", async () => {
+    await whileItRuns(await ownedHull({ without: ["cgroup"] }), async ({ pid }) => {
+      expect(niceOf(pid)).toBe(niceOf(process.pid)); // the control: until then it is like any other
+      await until("it is nicer", () => niceOf(pid) === 10);
+    });
+  });
+
+  it("gives way to its siblings alone where its cgroup has a share of the CPU", async ({ skip }) => {
+    if (!facts.cgroups.available) skip(facts.cgroups.reason);
+    await whileItRuns(await ownedHull(), async ({ pid, cgroup }) => {
+      const { version, cpu } = (cgroup as NonNullable<typeof cgroup>).paths;
+      if (cpu === undefined) return skip("no cpu controller can be had here");
+      const [file, first, later] = version === "v2" ? ["cpu.weight", 100, 10] : ["cpu.shares", 1024, 102];
+      const share = () => Number(fs.readFileSync(`${cpu}/${file}`, "latin1"));
+      expect(share()).toBe(first);
+      await until("it has a tenth", () => share() === later);
+      expect(niceOf(pid)).toBe(niceOf(process.pid));
+    });
   });
 });
 

@@ -49,8 +49,8 @@ describe("one cause", () => {
     },
   );
 
-  test("the kernel's ticks and the time run may differ: a kill at four fifths of the seconds is the CPU limit still", () => {
-    expect(judge({ exit: { status: SIGNAL.KILL, cpuMs: 1600 } }).reason).toBe("cpu-time");
+  test("the kernel's ticks and the time run may differ: a kill past half of the seconds is the CPU limit still", () => {
+    expect(judge({ exit: { status: SIGNAL.KILL, cpuMs: 1001 } }).reason).toBe("cpu-time");
   });
 
   test("a death at the memory limit without a cgroup is memory, by the rlimit", () => {
@@ -180,7 +180,7 @@ describe("what must not be taken for something else", () => {
   });
 
   test("SIGKILL long before the CPU limit is no CPU stop", () => {
-    expect(judge({ exit: { status: SIGNAL.KILL, cpuMs: 1000 } })).toMatchObject({
+    expect(judge({ exit: { status: SIGNAL.KILL, cpuMs: 990 } })).toMatchObject({
       reason: "crash",
       layer: "kernel",
       detail: "signal 9",
