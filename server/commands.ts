@@ -31,6 +31,7 @@ import {
   type ReplayFlags,
   type RunFlags,
 } from "./run-command.js";
+import type { ServeFlags } from "./serve.js";
 import { jsonText, neutral, painter } from "./show.js";
 
 let ahead: LaunchedKeepers = new Map();
@@ -148,6 +149,11 @@ async function explainRun(flags: ExplainFlags): Promise<number> {
 const serveMcp = async (flags: McpFlags): Promise<number> =>
   (await import("./mcp.js")).serveMcp(flags, version());
 
+// ---- serve ----------------------------------------------------------------------------------------------------------
+
+const serve = async (flags: ServeFlags): Promise<number> =>
+  (await import("./serve.js")).serve(flags, version(), coloured(stdout));
+
 // ---- the command line's grammar -------------------------------------------------------------------------------------
 
 function addLimit(text: string, before: PartialLimits): PartialLimits {
@@ -158,6 +164,14 @@ function addLimit(text: string, before: PartialLimits): PartialLimits {
   if (!/^\d{1,15}$/.test(value)) throw new InvalidArgumentError(`${name} must be a whole number.`);
   return { ...before, [name]: Number(value) };
 }
+
+const wholeFrom =
+  (min: number, max: number) =>
+  (text: string): number => {
+    const value = Number(text);
+    if (/^\d{1,9}$/.test(text) && value >= min && value <= max) return value;
+    throw new InvalidArgumentError(`It must be a whole number from ${min} to ${max}.`);
+  };
 
 function addModule(text: string, before: [string, string][]): [string, string][] {
   const at = text.indexOf("=");
@@ -342,6 +356,32 @@ function grammar(done: (code: number) => void): Command {
     .option("--filter", "print the seccomp filter, disassembled")
     .option("--json", "print it as one JSON object")
     .action(async (flags: ExplainFlags) => done(await explainRun(flags)));
+
+  program
+    .command("serve")
+    .summary("run the HTTP service")
+    .description(
+      "Runs the HTTP service on this host. The first start makes a tenant and prints its API key and the administrator's.",
+    )
+    .option("--listen <host:port>", "where tenants' requests come in", "127.0.0.1:7070")
+    .option("--admin-listen <host:port>", "where administrators' do", "127.0.0.1:7071")
+    .option(
+      "--data <dir>",
+      "the service's own directory: database, audit log, sealing key",
+      "doublehull-data",
+    )
+    .addOption(limitOption().default({}, "wallMs=30000, cpuMs=30000, and the defaults below"))
+    .option("--max-concurrent <n>", "runs at once (default: 2 for each CPU, at least 4)", wholeFrom(1, 1000))
+    .option("--max-queue <n>", "runs that may wait for one of these", wholeFrom(0, 1_000_000), 1000)
+    .option("--parked <n>", "workers kept ready", wholeFrom(0, 1000), 4)
+    .option("--grace <seconds>", "how long runs may go on after SIGTERM", wholeFrom(0, 3600), 30)
+    .addOption(
+      new Option("--log-level <level>", "of the log on the standard error")
+        .choices(["debug", "info", "warn", "error", "silent"])
+        .default("info"),
+    ) // prettier-ignore
+    .option("--require-cgroup", "refuse to start where no cgroup can be had")
+    .action(async (flags: ServeFlags) => done(await serve(flags)));
 
   program
     .command("types")

@@ -28,6 +28,8 @@ export interface GrantPowers {
   files(): Promise<(options: FilesOptions) => FilesCapability>;
   /** A store in this file; asked for once per file. */
   sqlite(file: string): Promise<KvStore & { close(): void }>;
+  /** The store where the policy names none; one in memory, gone with the grants, if absent. */
+  memory?(): KvStore;
   ask(question: ApprovalQuestion, signal: AbortSignal): Promise<Approval>;
   onEvent(event: RunEvent): void;
 }
@@ -139,7 +141,7 @@ async function openStore(grant: GrantPolicy<"kv">, { powers, stores, closers }: 
   const place = grant.store === "memory" ? "" : grant.store.sqlite;
   let store = stores.get(place);
   if (store === undefined) {
-    if (place === "") store = memoryStore();
+    if (place === "") store = powers.memory?.() ?? memoryStore();
     else {
       const opened = await powers.sqlite(place);
       closers.push(() => opened.close());
@@ -201,10 +203,14 @@ async function readSecret(
   }
 }
 
-type Weakening = GrantPolicy<"kv" | "files" | "http" | "events" | "approve">;
+/** What a grant may say that is less than all of it. */
+export type Weakening = Pick<
+  GrantPolicy<"kv" | "files" | "http" | "events" | "approve">,
+  "type" | "readOnly" | "only" | "budget" | "rate" | "expiresMs"
+>;
 
 /** The bounds that every capability takes, in the order in which a call should meet them: what is not there first. */
-function weakened(whole: Capability, name: string, grant: Weakening): Capability {
+export function weakened(whole: Capability, name: string, grant: Weakening): Capability {
   let now = whole;
   const refuse = (field: string, message: string) => {
     throw new PolicyError([{ field: fieldName(["grants", name, field]), message }]);

@@ -72,6 +72,9 @@ const secretSource = {
 export const hasOneSource = (given: { env?: unknown; file?: unknown }): boolean =>
   (given.env === undefined) !== (given.file === undefined);
 
+/** How a grant may be narrowed once more by whoever uses it. */
+export const weakeningSchema = z.strictObject(WEAKENINGS);
+
 /** The fields of every type of grant; `doc` says to editors what it is. */
 const GRANT_FIELDS = {
   kv: {

@@ -85,7 +85,8 @@ export function jsonable(value: unknown): unknown {
 /** The outcome as one line of JSON, safe to show on a terminal too: control characters are written as escapes. */
 export const outcomeJson = (outcome: Outcome): string => jsonText(plainOutcome(outcome));
 
-function plainOutcome(outcome: Outcome): object {
+/** The same as an object. */
+export function plainOutcome(outcome: Outcome): object {
   const plain = outcome.status === "ok" ? { ...outcome, value: jsonable(outcome.value) } : outcome;
   const { status, ...rest } = plain; // the status first, for readers
   return { status, ...rest };

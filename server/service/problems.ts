@@ -7,7 +7,7 @@ export const PROBLEMS = {
   "bad-json": {
     status: 400,
     title: "The body is not JSON",
-    remedy: "Send one JSON value in UTF-8, without duplicate keys.",
+    remedy: "Send one JSON value in UTF-8, no key of it __proto__.",
   },
   "bad-request": {
     status: 400,
@@ -33,31 +33,6 @@ export const PROBLEMS = {
     status: 404,
     title: "There is no such thing",
     remedy: "Check the name; another tenant's things are not there either.",
-  },
-  "method-not-allowed": {
-    status: 405,
-    title: "The resource has no such method",
-    remedy: "See the API's description at /docs.",
-  },
-  conflict: {
-    status: 409,
-    title: "It is not in the state for that",
-    remedy: "Read it again and decide anew.",
-  },
-  "idempotency-busy": {
-    status: 409,
-    title: "The first request with this Idempotency-Key is still under way",
-    remedy: "Wait, then send the same request again.",
-  },
-  "idempotency-lost": {
-    status: 409,
-    title: "The first request with this Idempotency-Key ended without an answer",
-    remedy: "It may or may not have run: decide, and use a new key.",
-  },
-  "idempotency-reused": {
-    status: 422,
-    title: "The Idempotency-Key belongs to another request",
-    remedy: "Use a new key for a new request.",
   },
   "too-large": {
     status: 413,

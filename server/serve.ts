@@ -1,0 +1,90 @@
+/** `doublehull serve`: the service on this host. An entry file: it knows the process, its signals and its terminal. */
+import path from "node:path";
+import closeWithGrace from "close-with-grace";
+import type { PartialLimits } from "./limits.js";
+import { EXIT, stderr, stdout, UsageError, write } from "./process.js";
+import { startService } from "./service/service.js";
+import { painter, type Paint } from "./show.js";
+
+export interface ServeFlags {
+  listen: string;
+  adminListen: string;
+  data: string;
+  limit: PartialLimits;
+  maxConcurrent?: number;
+  maxQueue: number;
+  parked: number;
+  grace: number;
+  logLevel: "debug" | "info" | "warn" | "error" | "silent";
+  requireCgroup?: true;
+}
+
+/** What a run of the service may have at most, unless --limit says otherwise. */
+const LIMITS: PartialLimits = { wallMs: 30_000, cpuMs: 30_000 };
+/** Beyond the grace that runs have: for the answers to leave and workers to be buried, ms. */
+const LAST_MS = 10_000;
+
+/** Resolves when the service has ended, with the exit code. */
+export async function serve(flags: ServeFlags, version: string, colours: boolean): Promise<number> {
+  const [host, port] = addressIn("--listen", flags.listen);
+  const [adminHost, adminPort] = addressIn("--admin-listen", flags.adminListen);
+  const graceMs = flags.grace * 1000;
+  const service = await startService({
+    version,
+    dataDir: path.resolve(flags.data),
+    host,
+    port,
+    adminHost,
+    adminPort,
+    limits: { ...LIMITS, ...flags.limit },
+    ...(flags.maxConcurrent === undefined ? {} : { maxConcurrent: flags.maxConcurrent }),
+    maxQueue: flags.maxQueue,
+    parked: flags.parked,
+    requireCgroup: flags.requireCgroup === true,
+    graceMs,
+    logLevel: flags.logLevel,
+    now: Date.now,
+  });
+  await write(stdout, greeting(service, painter(colours)));
+  return new Promise((resolve) => {
+    closeWithGrace({ delay: graceMs + LAST_MS, logger: false }, async ({ err, signal }) => {
+      if (err !== undefined) await write(stderr, `doublehull: ${err.message}\n`);
+      else await write(stderr, `doublehull: ${signal ?? "end"}: finishing what is under way\n`);
+      await service.close();
+      resolve(err === undefined ? EXIT.ok : EXIT.bug);
+    });
+  });
+}
+
+function greeting(
+  { address, adminAddress, made }: Awaited<ReturnType<typeof startService>>,
+  paint: Paint,
+): string {
+  const keys =
+    made === undefined
+      ? ["Keys were told at the first start; an administrator makes new ones: see the description."]
+      : [`API key        ${made.key}   (tenant ${made.tenant})`, `administrator  ${made.adminKey}`, "These keys are told now and never again."]; // prettier-ignore
+  const lines = [
+    paint("bold", "doublehull serves"),
+    `runs           ${address}/v1/runs`,
+    `description    ${address}/docs`,
+    `administration ${adminAddress}/docs`,
+    ...keys,
+    ...(made === undefined
+      ? []
+      : [
+          "",
+          `curl ${address}/v1/runs -H 'authorization: Bearer ${made.key}' \\`,
+          `  -H 'content-type: application/json' -d '{"source":"6 * 7","type":"script"}'`,
+        ]),
+  ];
+  return `${lines.join("\n")}\n`;
+}
+
+/** "127.0.0.1:7070", "[::1]:7070", "7070". */
+function addressIn(flag: string, text: string): [string, number] {
+  const [, bracketed, plain, port] = /^(?:(?:\[([0-9a-f:.]+)\]|([\w.-]+)):)?(\d{1,5})$/i.exec(text) ?? [];
+  if (port === undefined || Number(port) > 65_535)
+    throw new UsageError(`${flag} must be HOST:PORT, as in 127.0.0.1:7070, not "${text}"`);
+  return [bracketed ?? plain ?? "127.0.0.1", Number(port)];
+}

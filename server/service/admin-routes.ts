@@ -1,0 +1,129 @@
+/** What an administrator can do: tenants, their keys, what they used; metrics for the monitoring beside it. */
+import { createHash } from "node:crypto";
+import { z } from "zod";
+import type { App, ServiceParts } from "./app.js";
+import { apiKey, newKey, problem, tenantId, tenantSettings, usageDay } from "./schemas.js";
+import { daysOf } from "./tenant-routes.js";
+
+const problems = { "4xx": problem, "5xx": problem };
+const nothing = { 204: z.null().describe("Done."), ...problems };
+const day = z.iso.date("must be a day such as 2030-01-31");
+
+export function adminRoutes(app: App, parts: ServiceParts): void {
+  const { tenants, audit, metrics } = parts;
+  const one = z.object({ tenant: tenantId });
+  const tags = ["tenants"];
+
+  app.get(
+    "/metrics",
+    { config: { open: true }, schema: { summary: "For Prometheus", security: [] } },
+    async (_request, reply) => {
+      // prettier-ignore
+      const { type, body } = await metrics.text();
+      void reply.type(type).serializer((text: string) => text);
+      return body;
+    },
+  );
+  app.get("/admin/v1/audit", { schema: { summary: "The head of the audit log's chain: note it elsewhere" } }, () => audit.head); // prettier-ignore
+
+  app.get("/admin/v1/tenants", { schema: { summary: "All tenants", tags } }, async () => ({ tenants: await tenants.list() })); // prettier-ignore
+  app.put(
+    "/admin/v1/tenants/:tenant",
+    {
+      schema: {
+        summary: "Make or change a tenant",
+        tags,
+        params: one,
+        body: tenantSettings,
+        response: { 200: z.object({ id: z.string(), settings: tenantSettings }), ...problems },
+      },
+    },
+    async (request, reply) => {
+      const { tenant } = request.params;
+      const act = await tenants.put(tenant, request.body);
+      const policy = createHash("sha256").update(JSON.stringify(request.body)).digest("hex");
+      audit.append({ kind: "policy", act, by: request.holder.key, tenant, policy });
+      void reply.code(act === "created" ? 201 : 200);
+      return { id: tenant, settings: request.body };
+    },
+  );
+  app.get(
+    "/admin/v1/tenants/:tenant",
+    { schema: { summary: "One tenant", tags, params: one, response: { 200: z.object({ id: z.string(), settings: tenantSettings }), ...problems } } }, // prettier-ignore
+    async (request) => {
+      const { id, settings } = await tenants.get(request.params.tenant);
+      return { id, settings };
+    },
+  );
+  app.delete(
+    "/admin/v1/tenants/:tenant",
+    {
+      schema: {
+        summary: "Remove a tenant with its keys, scripts, secrets and usage",
+        tags,
+        params: one,
+        response: nothing,
+      },
+    },
+    async (request, reply) => {
+      // prettier-ignore
+      const { tenant } = request.params;
+      audit.append({ kind: "tenant", act: "removed", by: request.holder.key, tenant });
+      await tenants.remove(tenant);
+      return reply.code(204).send(null);
+    },
+  );
+
+  app.post(
+    "/admin/v1/tenants/:tenant/keys",
+    {
+      schema: {
+        summary: "A new API key, told in this answer and never again",
+        tags,
+        params: one,
+        body: newKey,
+        response: { 201: z.object({ id: z.string(), key: z.string() }), ...problems },
+      },
+    },
+    async (request, reply) => {
+      const { tenant } = request.params;
+      const made = await tenants.addKey(tenant, request.body);
+      audit.append({ kind: "key", act: "created", by: request.holder.key, tenant, key: made.id });
+      return reply.code(201).send(made);
+    },
+  );
+  app.get(
+    "/admin/v1/tenants/:tenant/keys",
+    { schema: { summary: "A tenant's keys, without their secret part", tags, params: one, response: { 200: z.object({ keys: z.array(apiKey) }), ...problems } } }, // prettier-ignore
+    async (request) => {
+      await tenants.get(request.params.tenant);
+      return { keys: await tenants.keys(request.params.tenant) };
+    },
+  );
+  app.delete(
+    "/admin/v1/tenants/:tenant/keys/:key",
+    { schema: { summary: "Revoke a key, at once", tags, params: one.extend({ key: z.string().max(64) }), response: nothing } }, // prettier-ignore
+    async (request, reply) => {
+      const { tenant, key } = request.params;
+      audit.append({ kind: "key", act: "removed", by: request.holder.key, tenant, key });
+      await tenants.removeKey(tenant, key);
+      return reply.code(204).send(null);
+    },
+  );
+  app.get(
+    "/admin/v1/tenants/:tenant/usage",
+    {
+      schema: {
+        summary: "What a tenant used, by day",
+        tags: ["usage"],
+        params: one,
+        querystring: z.strictObject({ from: day.optional(), to: day.optional() }),
+        response: { 200: z.object({ days: z.array(usageDay) }), ...problems },
+      },
+    },
+    async (request) => {
+      await tenants.get(request.params.tenant);
+      return { days: await daysOf(parts, request.params.tenant, request.query) };
+    },
+  );
+}

@@ -1,0 +1,226 @@
+/**
+ * The two HTTP applications: the tenants' and, apart from it on an address of its own, the administrators'. Both are
+ * assembled here from the same parts: authentication first, then bounds, then the routes; every refusal is a problem
+ * document, and no text of a script, secret or key is in the server's log.
+ */
+import { randomUUID } from "node:crypto";
+import helmet from "@fastify/helmet";
+import rateLimit from "@fastify/rate-limit";
+import sse from "@fastify/sse";
+import swagger from "@fastify/swagger";
+import swaggerUi from "@fastify/swagger-ui";
+import underPressure from "@fastify/under-pressure";
+import Fastify, {
+  LogController,
+  type FastifyBaseLogger,
+  type FastifyError,
+  type FastifyRequest,
+} from "fastify";
+import {
+  hasZodFastifySchemaValidationErrors,
+  jsonSchemaTransform,
+  jsonSchemaTransformObject,
+  validatorCompiler,
+  type ZodFastifySchemaValidationError,
+  type ZodTypeProvider,
+} from "fastify-type-provider-zod";
+import { jsonText } from "../show.js";
+import type { AuditLog } from "./audit-log.js";
+import type { Metrics } from "./metrics.js";
+import { badField, Problem, type FieldError, type ProblemCode } from "./problems.js";
+import { asProblem, type Runner } from "./runner.js";
+import type { Streams } from "./streams.js";
+import type { Tenant, Tenants } from "./tenants.js";
+import type { UsageMeter } from "./usage.js";
+
+export interface ServiceParts {
+  version: string;
+  /** Most bytes of a body. */
+  bodyBytes: number;
+  tenants: Tenants;
+  runner: Runner;
+  streams: Streams;
+  usage: UsageMeter;
+  audit: AuditLog;
+  metrics: Metrics;
+  logger: FastifyBaseLogger;
+  now: () => number;
+  /** Why this node should get no requests now, if so. */
+  unready: () => string | undefined;
+}
+
+declare module "fastify" {
+  interface FastifyRequest {
+    /** Set by authentication, before anything else sees the request. */
+    holder: { key: string; tenant: Tenant | undefined };
+  }
+  interface FastifyContextConfig {
+    /** Answered without a key. */
+    open?: boolean;
+  }
+}
+
+export type App = ReturnType<typeof createApp>;
+export type Audience = "tenant" | "admin";
+
+/** Fastify's own errors that are a client's mistake. */
+const CLIENT_ERRORS: Readonly<Record<string, ProblemCode>> = {
+  FST_ERR_CTP_INVALID_JSON_BODY: "bad-json",
+  FST_ERR_CTP_EMPTY_JSON_BODY: "bad-json",
+  FST_ERR_CTP_INVALID_CONTENT_LENGTH: "bad-json",
+  FST_ERR_CTP_BODY_TOO_LARGE: "too-large",
+  FST_ERR_CTP_INVALID_MEDIA_TYPE: "bad-media-type",
+};
+
+export function createApp(audience: Audience, parts: ServiceParts) {
+  const { tenants, audit, metrics, bodyBytes, version } = parts;
+  const app = Fastify({
+    loggerInstance: parts.logger,
+    logController: new LogController({ disableRequestLogging: true }), // it would log addresses with their queries
+    bodyLimit: bodyBytes,
+    genReqId: () => randomUUID(),
+    requestTimeout: 120_000, // for the whole request to arrive: a body that drips holds a connection
+    forceCloseConnections: "idle",
+    routerOptions: { maxParamLength: 200 },
+  }).withTypeProvider<ZodTypeProvider>();
+  app.removeContentTypeParser("text/plain"); // JSON and nothing else
+  app.setValidatorCompiler(validatorCompiler);
+  // What is answered is ours: the schemas describe it, and need not check it once more.
+  app.setSerializerCompiler(() => (data) => jsonText(data));
+  app.decorateRequest("holder", null as unknown as FastifyRequest["holder"]);
+
+  app.addHook("onRequest", async (request, reply) => {
+    reply.header("cache-control", "no-store").header("x-request-id", request.id);
+    if (request.routeOptions.config.open === true || request.is404) return;
+    const holder = await tenants.holder(request.headers.authorization);
+    const route = request.routeOptions.url ?? "";
+    const refuse = (reason: "missing" | "unknown" | "expired" | "forbidden", key: string | undefined) => {
+      audit.append({ kind: "auth", reason, route, ...(key === undefined ? {} : { key }) });
+      return new Problem("unauthorized", reason === "expired" ? "the API key has expired" : "the request has no valid API key"); // prettier-ignore
+    };
+    if ("refused" in holder) throw refuse(holder.refused, holder.key);
+    if (holder.admin !== (audience === "admin")) throw refuse("forbidden", holder.key);
+    request.holder = { key: holder.key, tenant: holder.admin ? undefined : holder.tenant };
+  });
+
+  app.setErrorHandler((error: FastifyError, request, reply) => {
+    const problem = problemOf(error);
+    if (problem.status >= 500)
+      request.log.error({ err: problem.more.cause ?? error, code: problem.code, route: request.routeOptions.url }, "refused"); // prettier-ignore
+    if (problem.more.retryAfterS !== undefined) reply.header("retry-after", Math.max(1, Math.ceil(problem.more.retryAfterS))); // prettier-ignore
+    if (problem.code === "unauthorized") reply.header("www-authenticate", "Bearer");
+    return reply
+      .code(problem.status)
+      .type("application/problem+json")
+      .serializer(jsonText)
+      .send(problem.document(`urn:uuid:${request.id}`));
+  });
+  app.setNotFoundHandler(() => {
+    throw new Problem("not-found", "there is no such route; see /docs");
+  });
+  app.addHook("onResponse", (request, reply, done) => {
+    const route = request.routeOptions.url ?? "none";
+    metrics.answered(route, reply.statusCode);
+    request.log.info(
+      { method: request.method, route, status: reply.statusCode, ms: Math.round(reply.elapsedTime * 10) / 10, tenant: request.holder?.tenant?.id }, // prettier-ignore
+      "answered",
+    );
+    done();
+  });
+
+  void app.register(helmet, {
+    contentSecurityPolicy: {
+      directives: { defaultSrc: ["'self'"], scriptSrc: ["'self'"], styleSrc: ["'self'", "'unsafe-inline'"], imgSrc: ["'self'", "data:"], upgradeInsecureRequests: null }, // prettier-ignore
+    },
+    strictTransportSecurity: false, // whoever ends TLS before us says so
+  });
+  if (audience === "tenant") {
+    void app.register(underPressure, {
+      maxEventLoopDelay: 1000,
+      pressureHandler: () => {
+        throw new Problem("overloaded", "this node is busy", { retryAfterS: 2 });
+      },
+    });
+    void app.register(rateLimit, {
+      hook: "preValidation",
+      timeWindow: "1 minute",
+      max: (request) => request.holder?.tenant?.settings.quotas.requestsPerMinute ?? 6000,
+      keyGenerator: (request) => request.holder?.tenant?.id ?? request.ip,
+      errorResponseBuilder: (_request, { ttl, max }) =>
+        new Problem("rate-limited", `more than ${max} requests a minute`, { retryAfterS: ttl / 1000 }),
+    });
+    void app.register(sse.default);
+  }
+  void app.register(swagger, {
+    openapi: {
+      openapi: "3.1.0",
+      info: { title: audience === "admin" ? "doublehull, administration" : "doublehull", version },
+      components: { securitySchemes: { key: { type: "http", scheme: "bearer" } } },
+      security: [{ key: [] }],
+    },
+    transform: jsonSchemaTransform,
+    transformObject: jsonSchemaTransformObject,
+  });
+  void app.register(swaggerUi, { routePrefix: "/docs" });
+  app.addHook("onRoute", (route) => {
+    if (route.url.startsWith("/docs")) route.config = { ...route.config, open: true };
+  });
+  return app;
+}
+
+function problemOf(error: FastifyError | Error): Problem {
+  if (hasZodFastifySchemaValidationErrors(error)) {
+    const errors = error.validation.flatMap((issue) => fieldErrors(issue));
+    return new Problem("bad-request", errors.map(({ field, message }) => `${field}: ${message}`).join("; "), { errors }); // prettier-ignore
+  }
+  const code = "code" in error ? CLIENT_ERRORS[error.code] : undefined;
+  if (code !== undefined) return new Problem(code, WORDS[code] ?? "the body cannot be read");
+  if (
+    "statusCode" in error &&
+    error.statusCode !== undefined &&
+    error.statusCode >= 400 &&
+    error.statusCode < 500
+  )
+    return new Problem("bad-request", "the request cannot be read");
+  return asProblem(error);
+}
+
+const WORDS: Partial<Record<ProblemCode, string>> = {
+  "bad-json": "the body is not one JSON value",
+  "too-large": "the body has more bytes than this service takes",
+  "bad-media-type": "the body must be application/json",
+};
+
+/** An issue of zod's, by the name that the field has in the request. */
+function fieldErrors({
+  instancePath,
+  message = "is wrong",
+  params,
+}: ZodFastifySchemaValidationError): FieldError[] {
+  const field = instancePath
+    .split("/")
+    .filter((part) => part !== "")
+    .map((part, i) => (/^\d+$/.test(part) ? `[${part}]` : `${i > 0 ? "." : ""}${part}`))
+    .join("")
+    .slice(0, 200);
+  const { keys } = params as { keys?: unknown };
+  if (Array.isArray(keys))
+    return keys.map((key) => ({ field: `${field}${field === "" ? "" : "."}${String(key).slice(0, 100)}`, message: "there is no such field" })); // prettier-ignore
+  const name = `${field.split(".").at(-1)} `; // limits have theirs in the message
+  const words = message.startsWith(name) ? message.slice(name.length) : message;
+  return [{ field: field === "" ? "body" : field, message: words.replace(/^(?:Invalid input|Invalid option|Too small|Too big): /, "").slice(0, 500) }]; // prettier-ignore
+}
+
+/** The tenant of a request to the tenants' application. */
+export function tenantOf({ holder }: FastifyRequest): Tenant {
+  if (holder?.tenant === undefined) throw new Problem("unauthorized", "the request has no valid API key");
+  return holder.tenant;
+}
+
+/** A whole number in a query or header. */
+export function wholeNumber(name: string, text: string | undefined, otherwise: number, max: number): number {
+  if (text === undefined || text === "") return otherwise;
+  if (!/^\d{1,15}$/.test(text) || Number(text) > max)
+    throw badField(name, `must be a whole number up to ${max}`);
+  return Number(text);
+}

@@ -1,0 +1,302 @@
+/**
+ * One run for a tenant: what it may have, in the order in which it is refused; then the sandbox; then what is written
+ * down. Everything that a run of the service is, however it was asked for, goes through here.
+ *
+ * The rule: the audit log has the line before the act, and a line that cannot be written stops the act. What a run may do
+ * is the tenant's policy, narrowed by the request, never the request alone.
+ */
+import { createHash } from "node:crypto";
+import { trace } from "@opentelemetry/api";
+import type { RunEvent } from "../../hostapi/events.js";
+import type { KvStore } from "../../hostapi/kv-store.js";
+import { Capability } from "../../hostapi/capability.js";
+import type { FilesCapability, FilesOptions } from "../../hostapi/files.js";
+import type { ScriptEngine } from "../engines.js";
+import { SandboxError } from "../errors.js";
+import { grantsOf, weakened, type Weakening } from "../grants.js";
+import { LIMITS, type LimitName, type Limits } from "../limits.js";
+import type { Grant } from "../options.js";
+import type { LogEntry, Outcome } from "../outcome.js";
+import { PolicyError } from "../policy.js";
+import type { GrantPolicy, Policy } from "../policy-schema.js";
+import { Sandbox } from "../sandbox.js";
+import { callEvent } from "./audit-events.js";
+import { AuditError } from "./audit-directory.js";
+import type { AuditLog } from "./audit-log.js";
+import { badField, Problem } from "./problems.js";
+import type { RunRequest } from "./schemas.js";
+import type { Metrics } from "./metrics.js";
+import type { Tenant, Tenants } from "./tenants.js";
+import type { UsageMeter } from "./usage.js";
+
+export interface RunnerParts {
+  /** A sandbox for the engine, made at the first use; the runner's owner closes it. */
+  sandbox(engine: ScriptEngine): Promise<Sandbox>;
+  tenants: Tenants;
+  usage: UsageMeter;
+  audit: AuditLog;
+  metrics: Metrics;
+  store: KvStore;
+  files(): Promise<(options: FilesOptions) => FilesCapability>;
+}
+
+export interface RunContext {
+  id: string;
+  /** Id of the API key that asked. */
+  key: string;
+  signal: AbortSignal;
+  onLog?: (entry: LogEntry) => void;
+  onEvent?: (event: RunEvent) => void;
+}
+
+/** Tenant and namespace stay two things: no tenant's id has a slash. */
+const ofTenant = (store: KvStore, tenant: string): KvStore => {
+  const space = (namespace: string) => `${tenant}/${namespace}`;
+  return {
+    get: (namespace, ...rest) => store.get(space(namespace), ...rest),
+    set: (namespace, ...rest) => store.set(space(namespace), ...rest),
+    delete: (namespace, ...rest) => store.delete(space(namespace), ...rest),
+    list: (namespace, ...rest) => store.list(space(namespace), ...rest),
+    usage: (namespace, ...rest) => store.usage(space(namespace), ...rest),
+  };
+};
+
+const tracer = trace.getTracer("doublehull");
+
+export class Runner {
+  readonly #parts: RunnerParts;
+  /** Runs under way, by tenant. */
+  readonly #running = new Map<string, number>();
+  readonly #ending = new AbortController();
+  #draining = false;
+  #idle: (() => void) | undefined;
+
+  constructor(parts: RunnerParts) {
+    this.#parts = parts;
+  }
+
+  get running(): number {
+    return [...this.#running.values()].reduce((sum, count) => sum + count, 0);
+  }
+
+  get draining(): boolean {
+    return this.#draining;
+  }
+
+  /** No run begins any more. Those under way may end by themselves for so long, then they are cancelled. */
+  async drain(graceMs: number): Promise<void> {
+    this.#draining = true;
+    if (this.running === 0) return;
+    const idle = new Promise<void>((resolve) => (this.#idle = resolve));
+    const timer = setTimeout(() => this.#ending.abort(), graceMs);
+    await idle;
+    clearTimeout(timer);
+  }
+
+  /**
+   * Resolves to the outcome, whatever the script does. Rejects with Problem: what the tenant may not, has no quota for, or
+   * this service cannot now. Nothing has run then.
+   */
+  async run(tenant: Tenant, request: RunRequest, context: RunContext): Promise<Outcome> {
+    const { metrics } = this.#parts;
+    try {
+      return await this.#admitted(tenant, request, context);
+    } catch (error) {
+      const problem = asProblem(error);
+      metrics.refused(problem.code);
+      throw problem;
+    }
+  }
+
+  async #admitted(tenant: Tenant, request: RunRequest, context: RunContext): Promise<Outcome> {
+    const engine = request.engine ?? tenant.policy.engine;
+    if (!tenant.settings.engines.includes(engine))
+      throw badField("engine", `${engine} is none of the tenant's engines`, "forbidden");
+    const limits = limitsOf(tenant, request);
+    const policy = chosen(tenant, request);
+    await this.#quotas(tenant);
+    if (this.#draining)
+      throw new Problem("draining", "no run begins on this node any more", { retryAfterS: 5 });
+    const count = this.#running.get(tenant.id) ?? 0;
+    const { concurrent } = tenant.settings.quotas;
+    if (count >= concurrent)
+      throw new Problem("tenant-busy", `${count} runs are under way, and the tenant may have ${concurrent}`, { retryAfterS: 1 }); // prettier-ignore
+    this.#running.set(tenant.id, count + 1);
+    try {
+      return await tracer.startActiveSpan("doublehull.run", async (span) => {
+        span.setAttributes({
+          "doublehull.run": context.id,
+          "doublehull.tenant": tenant.id,
+          "doublehull.engine": engine,
+        });
+        try {
+          const outcome = await this.#execute(tenant, request, { engine, limits, policy }, context);
+          span.setAttributes({
+            "doublehull.status": outcome.status,
+            "doublehull.cpu_ms": outcome.usage.cpuMs,
+          });
+          return outcome;
+        } finally {
+          span.end();
+        }
+      });
+    } finally {
+      const left = (this.#running.get(tenant.id) ?? 1) - 1;
+      if (left > 0) this.#running.set(tenant.id, left);
+      else this.#running.delete(tenant.id);
+      if (this.#draining && this.running === 0) this.#idle?.();
+    }
+  }
+
+  async #quotas(tenant: Tenant): Promise<void> {
+    const { runsPerDay, cpuSecondsPerDay } = tenant.settings.quotas;
+    const { runs, cpuSeconds, leftS } = await this.#parts.usage.today(tenant.id);
+    const over = runs >= runsPerDay ? `${runsPerDay} runs` : cpuSeconds >= cpuSecondsPerDay ? `${cpuSecondsPerDay} CPU seconds` : undefined; // prettier-ignore
+    if (over !== undefined)
+      throw new Problem("quota-exceeded", `today's ${over} are used up`, { retryAfterS: leftS });
+  }
+
+  async #execute(
+    tenant: Tenant,
+    request: RunRequest,
+    { engine, limits, policy }: { engine: ScriptEngine; limits: Limits; policy: ChosenPolicy },
+    { id, key, signal, onLog, onEvent }: RunContext,
+  ): Promise<Outcome> {
+    const { tenants, usage, audit, metrics } = this.#parts;
+    const stored = request.script === undefined ? undefined : await tenants.script(tenant, request.script);
+    const { source = "", type, language, modules } = stored?.content ?? request;
+    const script = createHash("sha256").update(source).digest("hex");
+    const sandbox = await this.#parts.sandbox(engine);
+    const needsSecrets = Object.values(policy.opened.grants).some(({ type: kind }) => kind === "secret" || kind === "http"); // prettier-ignore
+    const granted = await grantsOf(policy.opened, {
+      env: needsSecrets ? await tenants.secrets(tenant.id) : {},
+      readText: () => Promise.reject(new Error("a tenant's secrets are stored ones")),
+      files: this.#parts.files,
+      sqlite: () => Promise.reject(new Error("a tenant's store is the service's")),
+      memory: () => ofTenant(this.#parts.store, tenant.id),
+      ask: () => Promise.reject(new Error("nobody is there to be asked")),
+      onEvent: (event) => onEvent?.(event),
+    });
+    try {
+      const grants = handed(granted.grants, policy);
+      audit.append({ kind: "run", act: "started", run: id, tenant: tenant.id, engine, script, key });
+      const outcome = await sandbox.run(source, {
+        ...(type === undefined ? {} : { type }),
+        ...(language === undefined ? {} : { language }),
+        ...(modules === undefined ? {} : { modules }),
+        ...(stored === undefined
+          ? {}
+          : { name: `${stored.name}.${language === "typescript" ? "ts" : "js"}` }),
+        input: request.input,
+        limits,
+        grants,
+        tenant: tenant.id,
+        signal: AbortSignal.any([signal, this.#ending.signal]),
+        audit: (event) => audit.append({ ...callEvent(event), run: id }),
+        ...(onLog === undefined ? {} : { onLog }),
+      });
+      usage.add(tenant.id, outcome);
+      metrics.ran(engine, outcome);
+      audit.append({
+        kind: "run",
+        act: "finished",
+        run: id,
+        tenant: tenant.id,
+        engine,
+        script,
+        status: outcome.status,
+        ...(outcome.status === "stopped" ? { stop: outcome.stop } : {}),
+        usage: outcome.usage,
+      });
+      return outcome;
+    } finally {
+      granted.close();
+    }
+  }
+}
+
+function limitsOf(tenant: Tenant, { limits = {} }: RunRequest): Limits {
+  const all = { ...tenant.limits };
+  for (const name of Object.keys(LIMITS) as LimitName[]) {
+    const [wanted, most] = [limits[name], tenant.limits[name]];
+    if (wanted === undefined) continue;
+    // Of fuel 0 is no bound at all.
+    const more =
+      name === "fuel" && most > 0 ? wanted === 0 || wanted > most : name !== "fuel" && wanted > most;
+    if (more) throw badField(`limits.${name}`, `is ${wanted}, more than the tenant's ${most}`, "forbidden");
+    all[name] = wanted;
+  }
+  return all;
+}
+
+/** What is opened for a run, and what of it the script is handed, with its narrowings. */
+interface ChosenPolicy {
+  opened: Policy;
+  handed: ReadonlyMap<string, Omit<Weakening, "type"> | true>;
+}
+
+function chosen(tenant: Tenant, { grants = [] }: RunRequest): ChosenPolicy {
+  const handed = new Map(
+    Array.isArray(grants) ? grants.map((name) => [name, true] as const) : Object.entries(grants),
+  );
+  const all = tenant.policy.grants;
+  const opened = Object.create(null) as Record<string, GrantPolicy>;
+  for (const name of handed.keys()) {
+    const grant = Object.hasOwn(all, name) ? all[name] : undefined;
+    if (grant === undefined)
+      throw badField(`grants.${name}`, "the tenant's policy has no such grant", "forbidden");
+    opened[name] = grant;
+    // The secrets that it puts in by name are opened with it, but not handed out.
+    for (const { secret } of grant.type === "http" ? (grant.inject ?? []) : []) {
+      const target = typeof secret === "string" && Object.hasOwn(all, secret) ? all[secret] : undefined;
+      if (target !== undefined) opened[secret as string] = target;
+    }
+  }
+  return { opened: { ...tenant.policy, grants: opened }, handed };
+}
+
+function handed(
+  granted: Readonly<Record<string, Grant>>,
+  { opened, handed: names }: ChosenPolicy,
+): Record<string, Grant> {
+  const grants = Object.create(null) as Record<string, Grant>;
+  for (const [name, less] of names) {
+    const [grant, policy] = [granted[name], opened.grants[name]];
+    if (grant === undefined || policy === undefined) continue;
+    if (less === true) grants[name] = grant;
+    else if (grant instanceof Capability)
+      grants[name] = weakened(grant, name, { ...less, type: policy.type } as Weakening);
+    else throw badField(`grants.${name}`, `a ${policy.type} cannot be narrowed`);
+  }
+  return { ...grants };
+}
+
+/** Whatever went wrong, as what a client may know of it. */
+export function asProblem(error: unknown): Problem {
+  if (error instanceof Problem) return error;
+  if (error instanceof PolicyError) {
+    const errors = error.problems.map(({ field, message }) => ({ field, message }));
+    // A stored secret that is not there, a directory that is gone: the operator's, told by field.
+    return new Problem("bad-request", errors.map(({ field, message }) => `${field}: ${message}`).join("; "), { errors, cause: error }); // prettier-ignore
+  }
+  if (error instanceof SandboxError) {
+    switch (error.code) {
+      case "bad-option":
+      case "bad-input":
+      case "over-limit":
+        return error.field === undefined
+          ? new Problem("bad-request", error.message, { cause: error })
+          : badField(error.field, error.message);
+      case "overloaded":
+        return new Problem("overloaded", "as many runs are waiting as this service lets wait", { retryAfterS: 1, cause: error }); // prettier-ignore
+      case "closed":
+        return new Problem("draining", "this node is shutting down", { retryAfterS: 5, cause: error });
+      case "no-engine":
+      case "host-cannot":
+        return new Problem("host-cannot", "this host cannot run it now", { retryAfterS: 30, cause: error });
+    }
+  }
+  if (error instanceof AuditError)
+    return new Problem("host-cannot", "the audit log cannot be written, and nothing runs without it", { retryAfterS: 30, cause: error }); // prettier-ignore
+  return new Problem("internal", "something went wrong here", { cause: error });
+}

@@ -1,0 +1,294 @@
+/** What a tenant can do over HTTP: run, keep scripts, store secrets, see what it used. */
+import { randomUUID } from "node:crypto";
+import { z } from "zod";
+import { policyWords } from "../policy-words.js";
+import { grantsOf, hollowPowers } from "../grants.js";
+import { plainOutcome } from "../show.js";
+import { environmentTypes } from "../types.js";
+import { tenantOf, wholeNumber, type App, type ServiceParts } from "./app.js";
+import { badField, Problem } from "./problems.js";
+import { asProblem } from "./runner.js";
+import {
+  problem,
+  runRequest,
+  runResult,
+  scriptContent,
+  scriptName,
+  secretName,
+  storedScript,
+  usageDay,
+} from "./schemas.js";
+
+const problems = { "4xx": problem, "5xx": problem };
+const nothing = { 204: z.null().describe("Done."), ...problems };
+const day = z.iso.date("must be a day such as 2030-01-31");
+
+export function tenantRoutes(app: App, parts: ServiceParts): void {
+  const { runner, streams, tenants, usage } = parts;
+
+  app.get("/healthz", { config: { open: true }, schema: { summary: "Whether the process lives", security: [] } }, () => ({ ok: true })); // prettier-ignore
+  app.get(
+    "/readyz",
+    { config: { open: true }, schema: { summary: "Whether it takes requests", security: [] } },
+    () => {
+      const why = parts.unready();
+      if (why !== undefined)
+        throw new Problem(runner.draining ? "draining" : "host-cannot", why, { retryAfterS: 5 });
+      return { ok: true };
+    },
+  );
+
+  app.get("/v1", { schema: { summary: "What this key may do", tags: ["policy"] } }, async (request) => {
+    const tenant = tenantOf(request);
+    const { runs, cpuSeconds } = await usage.today(tenant.id);
+    return {
+      tenant: tenant.id,
+      version: parts.version,
+      bodyBytes: parts.bodyBytes,
+      engine: tenant.policy.engine,
+      engines: tenant.settings.engines,
+      limits: tenant.limits,
+      grants: policyWords(tenant.policy).map((grant) => (grant.type === "kv" ? { ...grant, what: "a key-value store, which the service keeps" } : grant)), // prettier-ignore
+      quotas: tenant.settings.quotas,
+      today: { runs, cpuSeconds },
+    };
+  });
+  app.get(
+    "/v1/types",
+    { schema: { summary: "The declarations of env, with all of the policy's grants", tags: ["policy"] } },
+    async (request, reply) => {
+      // prettier-ignore
+      const granted = await grantsOf(tenantOf(request).policy, hollowPowers());
+      void reply.type("text/plain; charset=utf-8").serializer((text: string) => text);
+      return environmentTypes(granted.grants);
+    },
+  );
+
+  // ---- runs -----------------------------------------------------------------------------------------------------------
+
+  app.post(
+    "/v1/runs",
+    {
+      sse: "dual",
+      schema: {
+        summary: "Run a script and wait",
+        description:
+          "Answers with the outcome. With `accept: text/event-stream` it streams events named log, event and, at the end, outcome; a connection that was lost goes on with GET /v1/runs/ID/events.",
+        tags: ["runs"],
+        body: runRequest,
+        response: { 200: runResult, ...problems },
+      },
+    },
+    async (request, reply) => {
+      const tenant = tenantOf(request);
+      const { key } = request.holder;
+      const id = randomUUID();
+      void reply.header("x-run-id", id);
+      const gone = new AbortController();
+      reply.raw.once("close", () => gone.abort());
+      if ((request.headers.accept ?? "").includes("text/event-stream")) {
+        const stream = streams.open(id, tenant.id);
+        void runner
+          .run(tenant, request.body, {
+            id,
+            key,
+            signal: stream.abort.signal,
+            onLog: (entry) => stream.push("log", entry),
+            onEvent: ({ name, data, seq }) => stream.push("event", { name, data, seq }),
+          })
+          .then(
+            (outcome) => stream.push("outcome", { id, outcome: plainOutcome(outcome) }),
+            (error: unknown) => stream.push("problem", asProblem(error).document()),
+          );
+        await reply.sse.send(stream.listen(0, gone.signal));
+        return;
+      }
+      const outcome = await runner.run(tenant, request.body, { id, key, signal: gone.signal });
+      return { id, outcome: plainOutcome(outcome) } as z.output<typeof runResult>;
+    },
+  );
+  app.get(
+    "/v1/runs/:id/events",
+    {
+      sse: "only",
+      schema: {
+        summary: "Go on with a stream, after the event that Last-Event-ID names",
+        tags: ["runs"],
+        params: z.object({ id: z.string().max(64) }),
+        response: problems,
+      },
+    },
+    async (request, reply) => {
+      const stream = streams.get(request.params.id, tenantOf(request).id);
+      const header = request.headers["last-event-id"];
+      const after = wholeNumber("last-event-id", typeof header === "string" ? header : undefined, 0, 2 ** 40);
+      const gone = new AbortController();
+      reply.raw.once("close", () => gone.abort());
+      await reply.sse.send(stream.listen(after, gone.signal));
+    },
+  );
+  app.delete(
+    "/v1/runs/:id",
+    { schema: { summary: "Cancel a streamed run", tags: ["runs"], params: z.object({ id: z.string().max(64) }), response: nothing } }, // prettier-ignore
+    async (request, reply) => {
+      streams.get(request.params.id, tenantOf(request).id).abort.abort();
+      return reply.code(204).send(null);
+    },
+  );
+
+  // ---- scripts --------------------------------------------------------------------------------------------------------
+
+  const named = z.object({ name: scriptName });
+  app.put(
+    "/v1/scripts/:name",
+    {
+      schema: {
+        summary: "Store a script: a new version, or the latest one if nothing changed",
+        tags: ["scripts"],
+        params: named,
+        body: scriptContent,
+        response: { 200: storedScript, 201: storedScript, ...problems },
+      },
+    },
+    async (request, reply) => {
+      const { name } = request.params;
+      const tenant = tenantOf(request);
+      const { created, version } = await tenants.putScript(tenant, name, request.body);
+      void reply.code(created ? 201 : 200);
+      const { content: _, ...stored } = await tenants.script(tenant, `${name}@${version}`);
+      return stored;
+    },
+  );
+  app.get(
+    "/v1/scripts",
+    {
+      schema: {
+        summary: "Stored scripts, by name",
+        tags: ["scripts"],
+        querystring: z.strictObject({ after: z.string().max(100).default(""), limit: z.string().optional() }),
+        response: { 200: z.object({ scripts: z.array(storedScript) }), ...problems },
+      },
+    },
+    async (request) => ({
+      scripts: await tenants.scripts(tenantOf(request), request.query.after, wholeNumber("limit", request.query.limit, 100, 1000)), // prettier-ignore
+    }),
+  );
+  app.get(
+    "/v1/scripts/:name",
+    {
+      schema: {
+        summary: "A stored script, its latest version or the one named",
+        tags: ["scripts"],
+        params: named,
+        querystring: z.strictObject({ version: z.string().optional() }),
+        response: { 200: storedScript.extend({ content: scriptContent }), ...problems },
+      },
+    },
+    (request) => {
+      const version = wholeNumber("version", request.query.version, 0, 2 ** 31);
+      return tenants.script(tenantOf(request), request.params.name + (version === 0 ? "" : `@${version}`));
+    },
+  );
+  app.delete(
+    "/v1/scripts/:name",
+    {
+      schema: {
+        summary: "Remove a script with all its versions",
+        tags: ["scripts"],
+        params: named,
+        response: nothing,
+      },
+    },
+    async (request, reply) => {
+      // prettier-ignore
+      await tenants.removeScript(tenantOf(request), request.params.name);
+      return reply.code(204).send(null);
+    },
+  );
+
+  // ---- secrets --------------------------------------------------------------------------------------------------------
+
+  const secret = z.object({ name: secretName });
+  app.get(
+    "/v1/secrets",
+    { schema: { summary: "Names of stored secrets", tags: ["secrets"] } },
+    async (request) => ({
+      secrets: await tenants.secretNames(tenantOf(request).id),
+    }),
+  );
+  app.put(
+    "/v1/secrets/:name",
+    {
+      schema: {
+        summary: "Store a secret, which nothing reads back: grants of the policy name it by `env`",
+        tags: ["secrets"],
+        params: secret,
+        body: z.strictObject({
+          value: z
+            .string()
+            .min(1)
+            .max(64 * 1024),
+        }),
+        response: nothing,
+      },
+    },
+    async (request, reply) => {
+      const { id } = tenantOf(request);
+      const { name } = request.params;
+      parts.audit.append({
+        kind: "secret",
+        act: "changed",
+        by: request.holder.key,
+        tenant: id,
+        secret: name,
+      });
+      await tenants.putSecret(id, name, request.body.value);
+      return reply.code(204).send(null);
+    },
+  );
+  app.delete(
+    "/v1/secrets/:name",
+    { schema: { summary: "Remove a secret", tags: ["secrets"], params: secret, response: nothing } },
+    async (request, reply) => {
+      // prettier-ignore
+      const { id } = tenantOf(request);
+      const { name } = request.params;
+      parts.audit.append({
+        kind: "secret",
+        act: "removed",
+        by: request.holder.key,
+        tenant: id,
+        secret: name,
+      });
+      await tenants.removeSecret(id, name);
+      return reply.code(204).send(null);
+    },
+  );
+
+  // ---- usage ----------------------------------------------------------------------------------------------------------
+
+  app.get(
+    "/v1/usage",
+    {
+      schema: {
+        summary: "What was used, by day",
+        tags: ["usage"],
+        querystring: z.strictObject({ from: day.optional(), to: day.optional() }),
+        response: { 200: z.object({ days: z.array(usageDay) }), ...problems },
+      },
+    },
+    async (request) => ({ days: await daysOf(parts, tenantOf(request).id, request.query) }),
+  );
+}
+
+/** The last 30 days unless said otherwise. */
+export function daysOf(
+  { usage, now }: ServiceParts,
+  tenant: string,
+  { from, to }: { from?: string | undefined; to?: string | undefined },
+) {
+  const text = (ms: number) => new Date(ms).toISOString().slice(0, 10);
+  const [first, last] = [from ?? text(now() - 29 * 86_400_000), to ?? text(now())];
+  if (first > last) throw badField("from", "is after to");
+  return usage.days(tenant, first, last);
+}

@@ -1,0 +1,363 @@
+/**
+ * Who may do what: tenants with their policies, API keys, stored scripts and secrets.
+ *
+ * The rule: everything is looked up by the tenant's id, which comes from the key and from nowhere else in a request, so
+ * one tenant's names mean nothing in another's request. Of a key only a hash is kept, of a secret only what the service's
+ * own key has sealed (AES-256-GCM, NIST SP 800-38D), bound to its tenant and name.
+ */
+import { createCipheriv, createDecipheriv, createHash, randomBytes, timingSafeEqual } from "node:crypto";
+import { SandboxError } from "../errors.js";
+import { completeLimits, LIMITS, type LimitName, type Limits } from "../limits.js";
+import { policyOf, PolicyError, type Problem as PolicyProblem } from "../policy.js";
+import type { GrantPolicy, Policy } from "../policy-schema.js";
+import { first, type Database, type Queries } from "./database.js";
+import { Problem } from "./problems.js";
+import type { ScriptContent, TenantSettings } from "./schemas.js";
+
+export interface Tenant {
+  readonly id: string;
+  readonly settings: TenantSettings;
+  readonly policy: Policy;
+  /** The most that a run may have, and what it has when it does not ask. */
+  readonly limits: Limits;
+}
+
+export type Holder = { readonly key: string } & (
+  { readonly admin: true } | { readonly admin: false; readonly tenant: Tenant }
+);
+/** Why a key opens nothing. */
+export interface Refusal {
+  readonly refused: "missing" | "unknown" | "expired";
+  readonly key: string | undefined;
+}
+
+interface TenantRow {
+  id: string;
+  policy_json: string;
+  revision: number;
+}
+interface KeyRow {
+  id: string;
+  tenant: string | null;
+  hash: string;
+  name: string;
+  created_ms: number;
+  expires_ms: number | null;
+}
+interface ScriptRow {
+  version: number;
+  hash: string;
+  content_json: string;
+  bytes: number;
+  created_ms: number;
+}
+
+const hashOf = (text: string): string => createHash("sha256").update(text).digest("hex");
+
+export class Tenants {
+  readonly #db: Database;
+  readonly #limits: Limits;
+  readonly #sealing: Buffer;
+  readonly #now: () => number;
+  /** Parsed settings by tenant; a row says with its revision whether they still hold. */
+  readonly #parsed = new Map<string, { revision: number; tenant: Tenant }>();
+
+  /** `limits`: what this service has at most. `sealing`: 32 bytes that secrets are sealed with. */
+  constructor(
+    db: Database,
+    { limits, sealing, now }: { limits: Limits; sealing: Buffer; now: () => number },
+  ) {
+    this.#db = db;
+    this.#limits = limits;
+    this.#sealing = sealing;
+    this.#now = now;
+  }
+
+  // -- tenants ----------------------------------------------------------------------------------------------------------
+
+  /** Makes or changes a tenant. Throws Problem naming each field of the policy that is wrong. */
+  async put(id: string, settings: TenantSettings): Promise<"created" | "changed"> {
+    this.#parse(id, settings);
+    const json = JSON.stringify(settings);
+    const revision = await first<{ revision: number }>(
+      this.#db,
+      `INSERT INTO tenants (id, name, policy_json, revision, created_ms) VALUES (?, ?, ?, 1, ?)
+        ON CONFLICT (id) DO UPDATE SET name = excluded.name, policy_json = excluded.policy_json, revision = tenants.revision + 1
+        RETURNING revision`,
+      id,
+      settings.name,
+      json,
+      this.#now(),
+    );
+    return revision?.revision === 1 ? "created" : "changed";
+  }
+
+  async get(id: string): Promise<Tenant> {
+    const row = await first<TenantRow>(
+      this.#db,
+      "SELECT id, policy_json, revision FROM tenants WHERE id = ?",
+      id,
+    );
+    if (row === undefined) throw new Problem("not-found", `there is no tenant ${id}`);
+    return this.#tenant(row);
+  }
+
+  list(): Promise<{ id: string; name: string; createdMs: number }[]> {
+    return this.#db.all(`SELECT id, name, created_ms AS "createdMs" FROM tenants ORDER BY id`);
+  }
+
+  /** With everything that is the tenant's in the service's database. */
+  async remove(id: string): Promise<void> {
+    if ((await this.#db.run("DELETE FROM tenants WHERE id = ?", id)) === 0)
+      throw new Problem("not-found", `there is no tenant ${id}`);
+    this.#parsed.delete(id);
+  }
+
+  #tenant({ id, policy_json, revision }: TenantRow): Tenant {
+    const known = this.#parsed.get(id);
+    if (known?.revision === revision) return known.tenant;
+    const tenant = this.#parse(id, JSON.parse(policy_json) as TenantSettings);
+    this.#parsed.set(id, { revision, tenant });
+    return tenant;
+  }
+
+  #parse(id: string, settings: TenantSettings): Tenant {
+    let policy: Policy;
+    try {
+      policy = policyOf(settings.policy, "/");
+    } catch (error) {
+      if (!(error instanceof PolicyError)) throw error;
+      throw policyProblem(error.problems);
+    }
+    const problems = Object.entries(policy.grants).flatMap(([name, grant]) => unfit(name, grant));
+    const limits = completeLimits(policy.limits, this.#defaults());
+    for (const name of Object.keys(LIMITS) as LimitName[]) {
+      if (limits[name] <= this.#limits[name] || name === "fuel") continue;
+      problems.push({ field: `limits.${name}`, message: `is more than the service's ${this.#limits[name]}` });
+    }
+    if (!settings.engines.includes(policy.engine))
+      problems.push({ field: "engine", message: "is none of the tenant's engines" });
+    if (problems.length > 0) throw policyProblem(problems);
+    return { id, settings, policy, limits };
+  }
+
+  /** What a policy that says nothing gets: the library's defaults, where the service has as much. */
+  #defaults(): Limits {
+    const limits = completeLimits({});
+    for (const name of Object.keys(LIMITS) as LimitName[])
+      limits[name] = Math.min(limits[name], this.#limits[name]);
+    return limits;
+  }
+
+  // -- keys -------------------------------------------------------------------------------------------------------------
+
+  /** A new key, which is told here and never again; without a tenant an administrator's. */
+  async addKey(tenant: string | null, { name, expiresMs }: { name: string; expiresMs?: number | undefined }) {
+    if (tenant !== null) await this.get(tenant);
+    const id = randomBytes(6).toString("hex");
+    const secret = randomBytes(32).toString("base64url");
+    await this.#db.run(
+      "INSERT INTO api_keys (id, tenant, name, hash, created_ms, expires_ms) VALUES (?, ?, ?, ?, ?, ?)",
+      id,
+      tenant,
+      name,
+      hashOf(secret),
+      this.#now(),
+      expiresMs ?? null,
+    );
+    return { id, key: `dh_${id}_${secret}` };
+  }
+
+  keys(tenant: string): Promise<{ id: string; name: string; createdMs: number; expiresMs: number | null }[]> {
+    return this.#db.all(
+      `SELECT id, name, created_ms AS "createdMs", expires_ms AS "expiresMs" FROM api_keys WHERE tenant = ? ORDER BY created_ms, id`,
+      tenant,
+    );
+  }
+
+  async removeKey(tenant: string, id: string): Promise<void> {
+    if ((await this.#db.run("DELETE FROM api_keys WHERE tenant = ? AND id = ?", tenant, id)) === 0)
+      throw new Problem("not-found", `${tenant} has no key ${id}`);
+  }
+
+  async hasAdmin(): Promise<boolean> {
+    return (await first(this.#db, "SELECT id FROM api_keys WHERE tenant IS NULL LIMIT 1")) !== undefined;
+  }
+
+  /** Whose key the header Authorization shows. */
+  async holder(authorization: string | undefined): Promise<Holder | Refusal> {
+    const [, id, secret] = /^Bearer dh_([0-9a-f]{12})_([\w-]{43})$/i.exec(authorization ?? "") ?? [];
+    if (id === undefined || secret === undefined)
+      return { refused: authorization === undefined ? "missing" : "unknown", key: undefined };
+    const row = await first<KeyRow>(this.#db, "SELECT * FROM api_keys WHERE id = ?", id);
+    // As long for a key that is not there as for a wrong one.
+    const right = timingSafeEqual(Buffer.from(hashOf(secret)), Buffer.from(row?.hash ?? hashOf("")));
+    if (row === undefined || !right) return { refused: "unknown", key: id };
+    if (row.expires_ms !== null && row.expires_ms <= this.#now()) return { refused: "expired", key: id };
+    if (row.tenant === null) return { key: id, admin: true };
+    return { key: id, admin: false, tenant: await this.get(row.tenant) };
+  }
+
+  // -- scripts ----------------------------------------------------------------------------------------------------------
+
+  /** A new version, or the latest one if it is the same. Throws Problem `storage-full`. */
+  putScript(
+    tenant: Tenant,
+    name: string,
+    content: ScriptContent,
+  ): Promise<{ created: boolean; version: number; hash: string }> {
+    const json = JSON.stringify(content);
+    const [bytes, hash] = [Buffer.byteLength(json), hashOf(json)];
+    return this.#db.transaction(async (queries) => {
+      // A writer of the tenant's at a time: the row is locked until the end (SQLite: the whole file is).
+      await queries.run("UPDATE tenants SET revision = revision WHERE id = ?", tenant.id);
+      const latest = await this.#script(queries, tenant, name, undefined);
+      if (latest?.hash === hash) return { created: false, version: latest.version, hash };
+      const used = await first<{ bytes: number }>(queries, "SELECT coalesce(sum(bytes), 0) AS bytes FROM scripts WHERE tenant = ?", tenant.id); // prettier-ignore
+      const most = tenant.settings.quotas.storageBytes;
+      if (Number(used?.bytes ?? 0) + bytes > most)
+        throw new Problem("storage-full", `${bytes} bytes more would be over the tenant's ${most}`);
+      const version = (latest?.version ?? 0) + 1;
+      await queries.run(
+        "INSERT INTO scripts (tenant, name, version, hash, content_json, bytes, created_ms) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        tenant.id,
+        name,
+        version,
+        hash,
+        json,
+        bytes,
+        this.#now(),
+      );
+      return { created: true, version, hash };
+    });
+  }
+
+  #script(queries: Queries, tenant: Tenant, name: string, version: number | undefined) {
+    const which = version === undefined ? "ORDER BY version DESC LIMIT 1" : "AND version = ?";
+    const values = version === undefined ? [] : [version];
+    return first<ScriptRow>(queries, `SELECT * FROM scripts WHERE tenant = ? AND name = ? ${which}`, tenant.id, name, ...values); // prettier-ignore
+  }
+
+  /** "name" or "name@version". Throws Problem `not-found`. */
+  async script(tenant: Tenant, reference: string) {
+    const [name = "", version] = reference.split("@");
+    const row = await this.#script(
+      this.#db,
+      tenant,
+      name,
+      version === undefined ? undefined : Number(version),
+    );
+    if (row === undefined) throw new Problem("not-found", `there is no script ${reference}`, { errors: [{ field: "script", message: "is not stored" }] }); // prettier-ignore
+    const { hash, bytes, created_ms: createdMs, content_json } = row;
+    return {
+      name,
+      version: row.version,
+      hash,
+      bytes,
+      createdMs,
+      content: JSON.parse(content_json) as ScriptContent,
+    };
+  }
+
+  /** The latest version of each, by name after `after`. */
+  scripts(tenant: Tenant, after: string, limit: number) {
+    return this.#db.all<{ name: string; version: number; hash: string; bytes: number; createdMs: number }>(
+      `SELECT name, version, hash, bytes, created_ms AS "createdMs" FROM scripts AS s WHERE tenant = ? AND name > ?
+        AND version = (SELECT max(version) FROM scripts WHERE tenant = s.tenant AND name = s.name) ORDER BY name LIMIT ?`,
+      tenant.id,
+      after,
+      limit,
+    );
+  }
+
+  async removeScript(tenant: Tenant, name: string): Promise<void> {
+    if ((await this.#db.run("DELETE FROM scripts WHERE tenant = ? AND name = ?", tenant.id, name)) === 0)
+      throw new Problem("not-found", `there is no script ${name}`);
+  }
+
+  // -- secrets ----------------------------------------------------------------------------------------------------------
+
+  async putSecret(tenant: string, name: string, value: string): Promise<void> {
+    const nonce = randomBytes(12);
+    const cipher = createCipheriv("aes-256-gcm", this.#sealing, nonce).setAAD(
+      Buffer.from(`${tenant}/${name}`),
+    );
+    const sealed = Buffer.concat([nonce, cipher.update(value, "utf8"), cipher.final(), cipher.getAuthTag()]);
+    await this.#db.run(
+      `INSERT INTO secrets (tenant, name, sealed, updated_ms) VALUES (?, ?, ?, ?)
+        ON CONFLICT (tenant, name) DO UPDATE SET sealed = excluded.sealed, updated_ms = excluded.updated_ms`,
+      tenant,
+      name,
+      sealed.toString("base64"),
+      this.#now(),
+    );
+  }
+
+  secretNames(tenant: string): Promise<{ name: string; updatedMs: number }[]> {
+    return this.#db.all(
+      `SELECT name, updated_ms AS "updatedMs" FROM secrets WHERE tenant = ? ORDER BY name`,
+      tenant,
+    );
+  }
+
+  async removeSecret(tenant: string, name: string): Promise<void> {
+    if ((await this.#db.run("DELETE FROM secrets WHERE tenant = ? AND name = ?", tenant, name)) === 0)
+      throw new Problem("not-found", `there is no secret ${name}`);
+  }
+
+  /** By name, without a prototype. Throws SandboxError `host-cannot` where the sealing key is not the one they were sealed with. */
+  async secrets(tenant: string): Promise<Record<string, string>> {
+    const values = Object.create(null) as Record<string, string>;
+    const rows = await this.#db.all<{ name: string; sealed: string }>("SELECT name, sealed FROM secrets WHERE tenant = ?", tenant); // prettier-ignore
+    for (const { name, sealed } of rows) {
+      const bytes = Buffer.from(sealed, "base64");
+      try {
+        const decipher = createDecipheriv("aes-256-gcm", this.#sealing, bytes.subarray(0, 12))
+          .setAAD(Buffer.from(`${tenant}/${name}`))
+          .setAuthTag(bytes.subarray(-16));
+        values[name] = Buffer.concat([decipher.update(bytes.subarray(12, -16)), decipher.final()]).toString(
+          "utf8",
+        );
+      } catch (cause) {
+        const remedy = "Start with the sealing key that the secrets were stored with, or store them again.";
+        throw new SandboxError("host-cannot", `the secret ${name} cannot be unsealed`, { cause, remedy });
+      }
+    }
+    return values;
+  }
+}
+
+const policyProblem = (problems: readonly PolicyProblem[]): Problem =>
+  new Problem("bad-request", problems.map(({ field, message }) => `policy.${field}: ${message}`).join("; "), {
+    errors: problems.map(({ field, message }) => ({
+      field: field === "" ? "policy" : `policy.${field}`,
+      message,
+    })),
+  });
+
+/** What a policy file may have and a tenant's policy may not: things of this host that only its own user could mean. */
+function unfit(name: string, grant: GrantPolicy): PolicyProblem[] {
+  const field = `grants.${name}`;
+  switch (grant.type) {
+    case "kv":
+      return grant.store === "memory"
+        ? []
+        : [{ field: `${field}.store`, message: "is the service's own: leave it out" }];
+    case "approve":
+      return [{ field, message: "asks a person at a terminal, which a service has not" }];
+    case "secret":
+      return grant.env === undefined
+        ? [{ field: `${field}.file`, message: 'must be "env", the name of a stored secret' }]
+        : [];
+    case "http": {
+      const at = (grant.inject ?? []).findIndex(
+        ({ secret }) => typeof secret === "object" && secret.env === undefined,
+      );
+      return at < 0
+        ? []
+        : [{ field: `${field}.inject[${at}].secret`, message: 'must be "env", the name of a stored secret' }];
+    }
+    default:
+      return [];
+  }
+}
