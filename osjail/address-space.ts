@@ -21,19 +21,26 @@ const HIGHEST = 0x4000_0000_0000;
  */
 export function keepTogether(): () => void {
   const taken: [start: number, bytes: number][] = [];
-  const take = (start: number, end: number) => {
-    const flags = MAP.PRIVATE | MAP.ANONYMOUS | MAP.NORESERVE | MAP.FIXED_NOREPLACE;
-    if (end > start && trySys("mmap", start, end - start, PROT.NONE, flags, -1, 0) === start)
-      taken.push([start, end - start]);
-  };
-  let free = LOWEST;
-  for (const line of fs.readFileSync("/proc/self/maps", "latin1").split("\n")) {
-    const [start = NaN, end = NaN] = (line.split(" ")[0] ?? "").split("-").map((hex) => parseInt(hex, 16));
-    if (!(end > free)) continue;
-    take(free, Math.min(start, HIGHEST));
-    free = end;
+  // Another thread may map something between the look and the act: what is refused is looked at again.
+  for (let passes = 4; passes > 0; passes--) {
+    let refused = false;
+    const take = (start: number, end: number) => {
+      const flags = MAP.PRIVATE | MAP.ANONYMOUS | MAP.NORESERVE | MAP.FIXED_NOREPLACE;
+      if (end <= start) return;
+      if (trySys("mmap", start, end - start, PROT.NONE, flags, -1, 0) === start)
+        taken.push([start, end - start]);
+      else refused = true;
+    };
+    let free = LOWEST;
+    for (const line of fs.readFileSync("/proc/self/maps", "latin1").split("\n")) {
+      const [start = NaN, end = NaN] = (line.split(" ")[0] ?? "").split("-").map((hex) => parseInt(hex, 16));
+      if (!(end > free)) continue;
+      take(free, Math.min(start, HIGHEST));
+      free = end;
+    }
+    take(free, HIGHEST);
+    if (!refused) break;
   }
-  take(free, HIGHEST);
   return () => {
     for (const [start, bytes] of taken) sys("munmap", start, bytes);
   };

@@ -152,7 +152,11 @@ const serveMcp = async (flags: McpFlags): Promise<number> =>
 // ---- serve ----------------------------------------------------------------------------------------------------------
 
 const serve = async (flags: ServeFlags): Promise<number> =>
-  (await import("./serve.js")).serve(flags, version(), coloured(stdout));
+  (await import("./serve.js")).serve(
+    { ...flags, limit: (await completeForRun(flags.limit)).limits },
+    version(),
+    coloured(stdout),
+  );
 
 // ---- the command line's grammar -------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ export async function serve(flags: ServeFlags, version: string, colours: boolean
   const [host, port] = addressIn("--listen", flags.listen);
   const [adminHost, adminPort] = addressIn("--admin-listen", flags.adminListen);
   const graceMs = flags.grace * 1000;
-  const service = await startService({
+  const starting = startService({
     version,
     dataDir: path.resolve(flags.data),
     host,
@@ -45,15 +45,28 @@ export async function serve(flags: ServeFlags, version: string, colours: boolean
     logLevel: flags.logLevel,
     now: Date.now,
   });
-  await write(stdout, greeting(service, painter(colours)));
-  return new Promise((resolve) => {
-    closeWithGrace({ delay: graceMs + LAST_MS, logger: false }, async ({ err, signal }) => {
-      if (err !== undefined) await write(stderr, `doublehull: ${err.message}\n`);
-      else await write(stderr, `doublehull: ${signal ?? "end"}: finishing what is under way\n`);
-      await service.close();
+  // Heard from now on: a signal while it starts ends it in order, too.
+  let resolve = (_code: number) => {};
+  const ended = new Promise<number>((done) => (resolve = done));
+  const { uninstall } = closeWithGrace(
+    { delay: graceMs + LAST_MS, logger: false },
+    async ({ err, signal }) => {
+      const words = err === undefined ? `${signal ?? "end"}: finishing what is under way` : err.message;
+      await write(stderr, `doublehull: ${words}\n`);
+      await starting.then(
+        (service) => service.close(),
+        () => {}, // told where it is awaited
+      );
       resolve(err === undefined ? EXIT.ok : EXIT.bug);
-    });
-  });
+    },
+  );
+  try {
+    await write(stdout, greeting(await starting, painter(colours)));
+  } catch (error) {
+    uninstall(); // there is nothing to end
+    throw error;
+  }
+  return ended;
 }
 
 function greeting(

@@ -129,6 +129,7 @@ async function openPostgres(url: string): Promise<Database> {
   }
   const { Pool, types } = pg.default;
   types.setTypeParser(types.builtins.INT8, Number); // ours are milliseconds and counts, within 2^53
+  types.setTypeParser(types.builtins.NUMERIC, Number); // what sum() makes of them
   const pool = new Pool({ connectionString: url, max: 10, application_name: "doublehull" });
   pool.on("error", () => {}); // an idle connection broke: the next query opens another or tells why not
   const queriesOf = (client: Pick<import("pg").ClientBase, "query">): Queries => ({

@@ -215,7 +215,7 @@ export class Tenants {
       if (latest?.hash === hash) return { created: false, version: latest.version, hash };
       const used = await first<{ bytes: number }>(queries, "SELECT coalesce(sum(bytes), 0) AS bytes FROM scripts WHERE tenant = ?", tenant.id); // prettier-ignore
       const most = tenant.settings.quotas.storageBytes;
-      if (Number(used?.bytes ?? 0) + bytes > most)
+      if ((used?.bytes ?? 0) + bytes > most)
         throw new Problem("storage-full", `${bytes} bytes more would be over the tenant's ${most}`);
       const version = (latest?.version ?? 0) + 1;
       await queries.run(

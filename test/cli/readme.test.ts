@@ -203,3 +203,50 @@ describe("the command lines of the README's Capabilities", () => {
     }
   });
 });
+
+describe("the README's service", () => {
+  const service = /^## The service\n[^]*?(?=^## )/m.exec(readme)?.[0] ?? "";
+
+  test("its requests do what it says", async () => {
+    const [serving = "", ...requests] = blocks("sh", service);
+    expect(serving).toBe("npx doublehull serve\n");
+    expect(requests.length).toBe(3);
+    using dir = folder({});
+    const server = start([
+      "serve",
+      "--data",
+      path.join(dir.path, "data"),
+      "--listen",
+      "0",
+      "--admin-listen",
+      "0",
+    ]);
+    const ended = finished(server);
+    const greeting = await new Promise<string>((resolve) => {
+      let text = "";
+      server.stdout?.on("data", (chunk: string) => {
+        text += chunk;
+        if (text.includes("curl ") && text.endsWith("\n")) resolve(text);
+      });
+    });
+    const found = (what: RegExp): string => what.exec(greeting)?.[1] ?? "";
+    const env = {
+      PATH: process.env["PATH"],
+      KEY: found(/API key +(\S+)/),
+      ADMIN_KEY: found(/administrator +(dh_\S+)/),
+    };
+    const [address, admin] = [found(/runs +(http:\S+?)\/v1/), found(/administration (http:\S+?)\/docs/)];
+    const text = requests.join("echo\n").replaceAll("http://127.0.0.1:7070", address).replaceAll("http://127.0.0.1:7071", admin); // prettier-ignore
+    const { stdout } = await promisify(execFile)("bash", ["-euc", text], { env });
+    const answers = stdout.replaceAll("}{", "}\n{").trim().split("\n").map((line) => JSON.parse(line) as Record<string, never>); // prettier-ignore
+    expect(answers).toMatchObject([
+      { outcome: { status: "ok", value: 1 } },
+      { name: "greet", version: 1 },
+      { outcome: { status: "ok", value: "hello Ada" } },
+      { id: "acme" },
+      { key: expect.stringMatching(/^dh_/) },
+    ]);
+    server.kill("SIGTERM");
+    expect((await ended).code).toBe(0);
+  });
+});
