@@ -80,7 +80,7 @@ async function v8Realm(): Promise<Realm> {
       try {
         return vm.runInContext(source, context, { filename: "guest.js", timeout: LOOP_MS });
       } catch (error) {
-        throw new Error(String(error), { cause: "the guest" });
+        throw new Error(String(error), { cause: error });
       }
     },
     drain() {
