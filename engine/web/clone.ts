@@ -47,10 +47,13 @@ const weak = [uncurry(WeakMap.prototype.has), uncurry(WeakSet.prototype.has)] as
 const deref = uncurry(WeakRef.prototype.deref) as (value: object) => unknown;
 const resizable = getter(ArrayBuffer.prototype, "resizable");
 const maxByteLength = getter(ArrayBuffer.prototype, "maxByteLength");
-const detached = getter(ArrayBuffer.prototype, "detached");
-const transferTo = uncurry(
-  (ArrayBuffer.prototype as unknown as { transfer: (this: ArrayBuffer) => ArrayBuffer }).transfer,
-);
+/** No view can be made of a detached buffer (ECMA-262 section 23.2.5.1.3): not every V8 has the `detached` getter. */
+const isDetached = (buffer: ArrayBuffer): boolean => !has(() => new Uint8Array(buffer), buffer);
+/** V8 before 11.4 has none, and nothing else that detaches. */
+const { transfer: transferMethod } = ArrayBuffer.prototype as {
+  transfer?: (this: ArrayBuffer) => ArrayBuffer;
+};
+const transferTo = transferMethod && uncurry(transferMethod);
 const ErrorCtor = Error as typeof Error & { isError?: (value: unknown) => boolean };
 const isErrorSlot = ErrorCtor.isError;
 
@@ -150,7 +153,7 @@ export function makeStructuredClone(platformClasses: readonly object[]) {
   }
 
   function cloneBuffer(buffer: ArrayBuffer): ArrayBuffer {
-    if (detached(buffer) === true) throw dataClone("a detached ArrayBuffer");
+    if (isDetached(buffer)) throw dataClone("a detached ArrayBuffer");
     const bytes = new Uint8Array(buffer);
     if (resizable(buffer) !== true) return copyOf(bytes).buffer;
     const options = { maxByteLength: maxByteLength(buffer) as number };
@@ -206,13 +209,16 @@ export function makeStructuredClone(platformClasses: readonly object[]) {
         if (typeof buffer !== "object" || buffer === null || !isArrayBuffer(buffer)) {
           throw dataClone("a value in transfer that is no ArrayBuffer");
         }
+        if (transferTo === undefined) {
+          throw new DOMException("this engine cannot transfer an ArrayBuffer: clone it", "DataCloneError");
+        }
         if (memory.has(buffer)) throw dataClone("an ArrayBuffer that stands in transfer twice");
         memory.set(buffer, cloneBuffer(buffer));
         moved.push(buffer);
       }
       const result = clone(args[0], memory);
-      for (const buffer of moved) if (detached(buffer) === true) throw dataClone("a detached ArrayBuffer");
-      for (const buffer of moved) transferTo(buffer);
+      for (const buffer of moved) if (isDetached(buffer)) throw dataClone("a detached ArrayBuffer");
+      for (const buffer of moved) transferTo?.(buffer);
       return result;
     },
   }.structuredClone;

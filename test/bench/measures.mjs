@@ -128,15 +128,6 @@ export function memAvailableKb() {
   return Number(/^MemAvailable:\s+(\d+)/m.exec(fs.readFileSync("/proc/meminfo", "latin1"))?.[1]);
 }
 
-/** Arguments of the first process below us whose command line has this word. */
-export function commandLineWith(word) {
-  for (const { pid } of treeOf(process.pid)) {
-    const line = fs.readFileSync(`/proc/${pid}/cmdline`, "latin1").split("\0");
-    if (pid !== process.pid && line.some((argument) => argument.includes(word))) return line;
-  }
-  throw new Error(`no process of ours runs ${word}`);
-}
-
 // -- the host ----------------------------------------------------------------------------------------------------------
 
 /**

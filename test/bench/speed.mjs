@@ -1,12 +1,13 @@
 // Script speed in the jail against the same engine outside it: the same image, booted and rehearsed in the same way by a
-// child with the very flags of the sandbox's own keeper, and the same script, which takes its own time. As a program it is
+// child with the flags of that engine's keeper, and the same script, which takes its own time. As a program it is
 // that child: node FLAGS speed.mjs ENGINE MEMORY_MB
 import { spawn } from "node:child_process";
 import fs from "node:fs";
 import { fileURLToPath } from "node:url";
 import { clock } from "doublehull/hostapi";
+import { nodeFlags } from "#server/engines";
 import { createSandbox, valueOf } from "./doublehull.mjs";
-import { commandLineWith, median, pause, quantile } from "./measures.mjs";
+import { median, pause, quantile } from "./measures.mjs";
 import { SPEED_N, speedSource } from "./workloads.mjs";
 
 const self = fileURLToPath(import.meta.url);
@@ -16,33 +17,19 @@ async function outside(engineName, memoryMb) {
   const { loadEngine } = await import("#server/engines");
   const { GUEST } = await import("#server/worker");
   const { prepare } = await import("#server/prepare");
+  const { WARM_JOB } = await import("#engine/job");
   const engine = await loadEngine(engineName);
   const image = await engine.boot({ memoryMb, stackKb: 256, guest: GUEST });
   prepare(image, "fast-run");
   fs.writeSync(1, "\n");
   fs.readSync(0, Buffer.alloc(1));
   const job = {
-    kind: "job",
-    role: "run",
-    type: "module",
+    ...WARM_JOB,
     name: "script.js",
     source: speedSource(SPEED_N[engineName]),
-    modules: [],
-    seed: new Uint8Array(32),
-    nowMs: Date.now(),
     wallMs: 60_000,
-    maxResultBytes: 4096,
-    maxLogBytes: 4096,
     maxStackBytes: 256 * 1024,
-    maxMemoryBytes: memoryMb * 2 ** 20,
-    maxCallBytes: 4096,
-    maxInFlight: 8,
-    maxTimers: 8,
-    fuel: 0,
     clock: { mode: "real", stepMs: 0 },
-    leastLevel: "debug",
-    env: [],
-    input: { wire: null, blob: new Uint8Array(0) },
   };
   let result = "";
   const guest = image.load(job, ({ kind, text }) => {
@@ -79,11 +66,8 @@ async function startOutside(flags, engine, memoryMb) {
 export async function scriptSpeed(engine, { pairs = 30, between }) {
   const sandbox = await createSandbox(engine);
   try {
-    const line = commandLineWith("keeper-main.js");
-    const flags = line.slice(
-      1,
-      line.findIndex((argument) => argument.includes("keeper-main.js")),
-    );
+    // By name: in a whole bench the keepers of all engines stand beside each other.
+    const flags = nodeFlags(engine, "fast-run");
     const { memoryMb } = sandbox.limits;
     const source = speedSource(SPEED_N[engine]);
     const inside = { run: () => valueOf(sandbox.run(source, { grants: { clock: clock() } })) };

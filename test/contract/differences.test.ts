@@ -30,6 +30,7 @@ const ROWS: Row[] = [
   { what: "iterator helpers", source: has("typeof Iterator === 'function' && typeof Iterator.prototype.map === 'function'") }, // prettier-ignore
   { what: "`Set.prototype.union` and the like", source: has("typeof Set.prototype.union === 'function'") },
   { what: "`Float16Array`", source: has("typeof Float16Array === 'function'") },
+  { what: "`structuredClone` moves a buffer (`transfer`)", source: "let b = new ArrayBuffer(1); try { structuredClone(b, { transfer: [b] }); b.byteLength ? 'no' : 'yes' } catch { 'no' }" }, // prettier-ignore
   { what: "`RegExp.escape`", source: has("typeof RegExp.escape === 'function'") },
   { what: "`Error.captureStackTrace`", source: has("typeof Error.captureStackTrace === 'function'") },
   {
