@@ -26,6 +26,7 @@ import {
 } from "fastify-type-provider-zod";
 import { jsonText } from "../show.js";
 import type { AuditLog } from "./audit-log.js";
+import type { Idempotency } from "./idempotency.js";
 import type { Metrics } from "./metrics.js";
 import { badField, Problem, type FieldError, type ProblemCode } from "./problems.js";
 import { asProblem, type Runner } from "./runner.js";
@@ -40,6 +41,7 @@ export interface ServiceParts {
   tenants: Tenants;
   runner: Runner;
   streams: Streams;
+  idempotency: Idempotency;
   usage: UsageMeter;
   audit: AuditLog;
   metrics: Metrics;

@@ -34,6 +34,21 @@ export const PROBLEMS = {
     title: "There is no such thing",
     remedy: "Check the name; another tenant's things are not there either.",
   },
+  "idempotency-busy": {
+    status: 409,
+    title: "The first request with this Idempotency-Key is still under way",
+    remedy: "Wait, then send the same request again.",
+  },
+  "idempotency-lost": {
+    status: 409,
+    title: "The answer to the first request with this Idempotency-Key is not there",
+    remedy: "It may have run: find out by what it does, then use a new key.",
+  },
+  "idempotency-reused": {
+    status: 422,
+    title: "The Idempotency-Key belongs to another request",
+    remedy: "Use a new key for a new request.",
+  },
   "too-large": {
     status: 413,
     title: "The body is too large",

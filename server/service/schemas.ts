@@ -158,7 +158,7 @@ export const tenantSettings = z
         cpuSecondsPerDay: count(1e9).default(86_400),
         storageBytes: count(2 ** 50)
           .default(64 * 1024 * 1024)
-          .describe("Stored scripts."),
+          .describe("Stored scripts, and answers kept for an Idempotency-Key."),
         concurrent: count(10_000).default(16).describe("Runs under way at once, on one node."),
         requestsPerMinute: count(1e9).min(1).default(6000).describe("On one node."),
       })

@@ -18,6 +18,7 @@ import { createApp, type ServiceParts } from "./app.js";
 import { AuditError } from "./audit-directory.js";
 import { AuditLog } from "./audit-log.js";
 import { openDatabase } from "./database.js";
+import { Idempotency } from "./idempotency.js";
 import { Metrics } from "./metrics.js";
 import { Runner } from "./runner.js";
 import { Streams } from "./streams.js";
@@ -102,6 +103,8 @@ async function start(
     onFailure: (err) => logger.error({ err }, "usage could not be written"),
   });
   closers.push(() => usage.close());
+  const idempotency = new Idempotency(db, { now, onFailure: (err) => logger.error({ err }, "old answers could not be removed") }); // prettier-ignore
+  closers.push(() => idempotency.close());
 
   const sandboxes = new Map<ScriptEngine, Promise<Sandbox>>();
   const sandbox = (engine: ScriptEngine): Promise<Sandbox> => {
@@ -146,6 +149,7 @@ async function start(
     tenants,
     runner,
     streams: new Streams(),
+    idempotency,
     usage,
     audit,
     metrics,

@@ -51,5 +51,18 @@ export const MIGRATIONS: readonly (readonly string[])[] = [
       bytes_out INTEGER NOT NULL,
       PRIMARY KEY (tenant, day)
     ) STRICT`,
+    // Without an answer it belongs to a request under way, in the process that `node` names.
+    `CREATE TABLE idempotency (
+      tenant TEXT NOT NULL REFERENCES tenants (id) ON DELETE CASCADE,
+      key TEXT NOT NULL,
+      fingerprint TEXT NOT NULL,
+      node TEXT NOT NULL,
+      started_ms INTEGER NOT NULL,
+      ended INTEGER NOT NULL,
+      answer_json TEXT,
+      bytes INTEGER NOT NULL,
+      PRIMARY KEY (tenant, key)
+    ) STRICT`,
+    `CREATE INDEX idempotency_age ON idempotency (started_ms)`,
   ],
 ];

@@ -3,8 +3,9 @@ import { randomUUID } from "node:crypto";
 import { z } from "zod";
 import { policyWords } from "../policy-words.js";
 import { grantsOf, hollowPowers } from "../grants.js";
-import { plainOutcome } from "../show.js";
+import { jsonText, plainOutcome } from "../show.js";
 import { environmentTypes } from "../types.js";
+import { idempotencyKey } from "./idempotency.js";
 import { tenantOf, wholeNumber, type App, type ServiceParts } from "./app.js";
 import { badField, Problem } from "./problems.js";
 import { asProblem } from "./runner.js";
@@ -24,7 +25,7 @@ const nothing = { 204: z.null().describe("Done."), ...problems };
 const day = z.iso.date("must be a day such as 2030-01-31");
 
 export function tenantRoutes(app: App, parts: ServiceParts): void {
-  const { runner, streams, tenants, usage } = parts;
+  const { runner, streams, tenants, usage, idempotency } = parts;
 
   app.get("/healthz", { config: { open: true }, schema: { summary: "Whether the process lives", security: [] } }, () => ({ ok: true })); // prettier-ignore
   app.get(
@@ -73,7 +74,7 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
       schema: {
         summary: "Run a script and wait",
         description:
-          "Answers with the outcome. With `accept: text/event-stream` it streams events named log, event and, at the end, outcome; a connection that was lost goes on with GET /v1/runs/ID/events.",
+          "Answers with the outcome. With `accept: text/event-stream` it streams events named log, event and, at the end, outcome; a connection that was lost goes on with GET /v1/runs/ID/events. With the header Idempotency-Key the same request is run once: its answer is kept for a day.",
         tags: ["runs"],
         body: runRequest,
         response: { 200: runResult, ...problems },
@@ -86,7 +87,10 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
       void reply.header("x-run-id", id);
       const gone = new AbortController();
       reply.raw.once("close", () => gone.abort());
+      const once = idempotencyKey(request.headers["idempotency-key"]);
       if ((request.headers.accept ?? "").includes("text/event-stream")) {
+        if (once !== undefined)
+          throw badField("idempotency-key", "is for an answer at once; a stream goes on with Last-Event-ID");
         const stream = streams.open(id, tenant.id);
         void runner
           .run(tenant, request.body, {
@@ -103,8 +107,16 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
         await reply.sse.send(stream.listen(0, gone.signal));
         return;
       }
-      const outcome = await runner.run(tenant, request.body, { id, key, signal: gone.signal });
-      return { id, outcome: plainOutcome(outcome) } as z.output<typeof runResult>;
+      // Whoever can ask for the answer again has not gone for good.
+      const signal = once === undefined ? gone.signal : new AbortController().signal;
+      const run = async () => {
+        const outcome = await runner.run(tenant, request.body, { id, key, signal });
+        return jsonText({ id, outcome: plainOutcome(outcome) });
+      };
+      const { answer, again } = once === undefined ? { answer: await run(), again: false } : await idempotency.once(tenant, once, request.body, run); // prettier-ignore
+      if (again) void reply.header("idempotency-replayed", "true");
+      void reply.type("application/json; charset=utf-8").serializer((text: string) => text);
+      return answer as unknown as z.output<typeof runResult>;
     },
   );
   app.get(

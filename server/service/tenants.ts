@@ -213,9 +213,9 @@ export class Tenants {
       await queries.run("UPDATE tenants SET revision = revision WHERE id = ?", tenant.id);
       const latest = await this.#script(queries, tenant, name, undefined);
       if (latest?.hash === hash) return { created: false, version: latest.version, hash };
-      const used = await first<{ bytes: number }>(queries, "SELECT coalesce(sum(bytes), 0) AS bytes FROM scripts WHERE tenant = ?", tenant.id); // prettier-ignore
+      const used = await storedBytes(queries, tenant.id);
       const most = tenant.settings.quotas.storageBytes;
-      if ((used?.bytes ?? 0) + bytes > most)
+      if (used + bytes > most)
         throw new Problem("storage-full", `${bytes} bytes more would be over the tenant's ${most}`);
       const version = (latest?.version ?? 0) + 1;
       await queries.run(
@@ -325,6 +325,18 @@ export class Tenants {
     }
     return values;
   }
+}
+
+/** Bytes of all that counts against a tenant's storage. */
+export async function storedBytes(queries: Queries, tenant: string): Promise<number> {
+  const row = await first<{ bytes: number }>(
+    queries,
+    `SELECT (SELECT coalesce(sum(bytes), 0) FROM scripts WHERE tenant = ?)
+      + (SELECT coalesce(sum(bytes), 0) FROM idempotency WHERE tenant = ?) AS bytes`,
+    tenant,
+    tenant,
+  );
+  return row?.bytes ?? 0;
 }
 
 const policyProblem = (problems: readonly PolicyProblem[]): Problem =>

@@ -151,6 +151,79 @@ describe("a streamed run", () => {
   });
 });
 
+describe("a request with an Idempotency-Key", () => {
+  const count = { source: "export default (input, env) => env.kv.increment(input)", grants: ["kv"] };
+  const send = (key: string, body: object, more: object = {}) =>
+    it.ask("POST", "/v1/runs", { body, headers: { "idempotency-key": key }, ...more });
+
+  test("is run once, and answered again with the same", async () => {
+    const body = { ...count, input: "once" };
+    const first = await send("a", body);
+    expect(first.body.outcome.value).toBe(1);
+    const again = await send("a", body);
+    expect(again.body).toEqual(first.body);
+    expect(again.headers.get("idempotency-replayed")).toBe("true");
+    expect((await send("b", body)).body.outcome.value).toBe(2); // the control: another key is another run
+    const key = await it.tenant("other-keys", { policy: { grants: { kv: true } } });
+    expect((await send("a", body, { key })).body.outcome.value).toBe(1); // another tenant's key is its own
+  });
+
+  test("is run once of many at a time", async () => {
+    const answers = await Promise.all(
+      Array.from({ length: 8 }, () => send("many", { ...count, input: "many" })),
+    );
+    expect(answers.filter(({ status }) => status === 200).length).toBeGreaterThan(0);
+    for (const { status, body } of answers) {
+      if (status === 200) expect(body.outcome.value).toBe(1);
+      else expect({ status, code: body.code }).toEqual({ status: 409, code: "idempotency-busy" });
+    }
+    expect((await send("another", { ...count, input: "many" })).body.outcome.value).toBe(2);
+  });
+
+  test("is refused for another body, for a stream and for a key that is none; a refused one gives it back", async () => {
+    await send("reused", { ...count, input: "x" });
+    expect(await send("reused", { ...count, input: "y" })).toMatchObject({ status: 422, body: { code: "idempotency-reused" } }); // prettier-ignore
+    expect((await send("has space", count)).body.errors[0].field).toBe("idempotency-key");
+    const headers = { "idempotency-key": "s", accept: "text/event-stream" };
+    expect((await it.ask("POST", "/v1/runs", { body: count, headers })).body.errors[0].field).toBe(
+      "idempotency-key",
+    );
+    expect((await send("back", { ...count, grants: ["nope"] })).status).toBe(403);
+    expect((await send("back", { ...count, input: "back" })).body.outcome.value).toBe(1);
+  });
+
+  test("goes on when its client is gone, whose next attempt gets the answer", async () => {
+    const seen = audited(it.dir).length;
+    const gone = new AbortController();
+    const source = `export default async (input, env) => {
+      await env.kv.get("x"); await new Promise((done) => setTimeout(done, 300)); return env.kv.increment("gone") }`;
+    const body = { source, grants: ["kv"] };
+    const asked = send("gone", body, { signal: gone.signal });
+    await untilAudited(it.dir, (line) => line["kind"] === "call" && Number(line["seq"]) >= seen);
+    gone.abort();
+    await expect(asked).rejects.toThrow(/abort/);
+    for (;;) {
+      const { status, body: answer } = await send("gone", body);
+      if (status === 200) return expect(answer.outcome).toMatchObject({ status: "ok", value: 1 });
+      expect(answer.code).toBe("idempotency-busy");
+    }
+  });
+
+  test("whose answer has no room is told as lost, and not run again", async () => {
+    const key = await it.tenant("no-room", {
+      quotas: { storageBytes: 10 },
+      policy: { grants: { kv: true } },
+    });
+    const body = { ...count, input: "n" };
+    expect((await send("big", body, { key })).body.outcome.value).toBe(1);
+    expect(await send("big", body, { key })).toMatchObject({
+      status: 409,
+      body: { code: "idempotency-lost" },
+    });
+    expect((await send("next", body, { key })).body.outcome.value).toBe(2);
+  });
+});
+
 describe("what is wrong with a request is told by its field, and nothing has run", () => {
   const { stringify } = JSON;
   const source = "1";
