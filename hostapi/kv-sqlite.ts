@@ -53,6 +53,8 @@ const SCHEMA = `
 `;
 
 export interface SqliteStore extends KvStore {
+  /** Removes all entries of every namespace that begins with this. */
+  removeSpaces(prefix: string): void;
   /** Idempotent. Calls after it are rejected. */
   close(): void;
 }
@@ -133,6 +135,7 @@ function overDatabase(db: Database): SqliteStore {
     expire.run(namespace, nowMs);
     return remove.run(namespace, key).changes > 0;
   });
+  const removeAll = db.prepare("DELETE FROM entries WHERE substr(namespace, 1, length(@prefix)) = @prefix");
   const usage = db.transaction((namespace: string, nowMs: number): KvUsage => {
     const all = usageOf(namespace);
     const gone = expired.get(namespace, nowMs) as KvUsage;
@@ -156,6 +159,7 @@ function overDatabase(db: Database): SqliteStore {
       return end < 0 ? keys : keys.slice(0, end);
     },
     usage: async (namespace, nowMs) => usage(namespace, nowMs),
+    removeSpaces: (prefix) => void removeAll.run({ prefix }),
     close: () => db.close(),
   });
 }

@@ -40,9 +40,10 @@ export function adminRoutes(app: App, parts: ServiceParts): void {
     },
     async (request, reply) => {
       const { tenant } = request.params;
-      const act = await tenants.put(tenant, request.body);
+      const act = await tenants.check(tenant, request.body);
       const policy = createHash("sha256").update(JSON.stringify(request.body)).digest("hex");
       audit.append({ kind: "policy", act, by: request.holder.key, tenant, policy });
+      await tenants.put(tenant, request.body);
       void reply.code(act === "created" ? 201 : 200);
       return { id: tenant, settings: request.body };
     },
@@ -87,8 +88,9 @@ export function adminRoutes(app: App, parts: ServiceParts): void {
     },
     async (request, reply) => {
       const { tenant } = request.params;
-      const made = await tenants.addKey(tenant, request.body);
-      audit.append({ kind: "key", act: "created", by: request.holder.key, tenant, key: made.id });
+      const made = await tenants.addKey(tenant, request.body, (key) =>
+        audit.append({ kind: "key", act: "created", by: request.holder.key, tenant, key }),
+      );
       return reply.code(201).send(made);
     },
   );

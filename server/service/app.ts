@@ -14,6 +14,7 @@ import Fastify, {
   LogController,
   type FastifyBaseLogger,
   type FastifyError,
+  type FastifyReply,
   type FastifyRequest,
 } from "fastify";
 import {
@@ -84,6 +85,14 @@ export function createApp(audience: Audience, parts: ServiceParts) {
     requestTimeout: 120_000, // for the whole request to arrive: a body that drips holds a connection
     forceCloseConnections: "idle",
     routerOptions: { maxParamLength: 200 },
+    // An address that no route can be looked up for: no hook has seen it.
+    frameworkErrors: (error, request, reply: FastifyReply) => {
+      const problem = problemOf(error);
+      void reply
+        .code(problem.status)
+        .type("application/problem+json")
+        .send(jsonText(problem.document(`urn:uuid:${request.id}`)));
+    },
   }).withTypeProvider<ZodTypeProvider>();
   app.removeContentTypeParser("text/plain"); // JSON and nothing else
   app.setValidatorCompiler(validatorCompiler);
@@ -151,7 +160,7 @@ export function createApp(audience: Audience, parts: ServiceParts) {
       errorResponseBuilder: (_request, { ttl, max }) =>
         new Problem("rate-limited", `more than ${max} requests a minute`, { retryAfterS: ttl / 1000 }),
     });
-    void app.register(sse.default);
+    void app.register(sse.default, { serializer: String }); // streams hold JSON already
   }
   void app.register(swagger, {
     openapi: {

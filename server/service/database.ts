@@ -53,7 +53,12 @@ export async function openDatabase(url: string): Promise<Database> {
 }
 
 /** A URL as it may be shown. */
-export const withoutPassword = (url: string): string => url.replace(/\/\/[^@/]*@/, "//***@").slice(0, 200);
+export const withoutPassword = (url: string): string =>
+  // A password may have an @ or a slash that should have been written as an escape; parameters may hold one, too.
+  url
+    .replace(/\/\/.*@/s, "//***@")
+    .replace(/\?.*/s, "?***")
+    .slice(0, 200);
 
 // ---- SQLite -----------------------------------------------------------------------------------------------------------
 
@@ -131,7 +136,8 @@ async function openPostgres(url: string): Promise<Database> {
   types.setTypeParser(types.builtins.INT8, Number); // ours are milliseconds and counts, within 2^53
   types.setTypeParser(types.builtins.NUMERIC, Number); // what sum() makes of them
   const pool = new Pool({ connectionString: url, max: 10, application_name: "doublehull" });
-  pool.on("error", () => {}); // an idle connection broke: the next query opens another or tells why not
+  const heard = () => {};
+  pool.on("error", heard); // an idle connection broke: the next query opens another or tells why not
   const queriesOf = (client: Pick<import("pg").ClientBase, "query">): Queries => ({
     all: async <R>(sql: string, ...values: readonly Value[]) =>
       (await client.query(numbered(sql), [...values])).rows as R[],
@@ -140,6 +146,9 @@ async function openPostgres(url: string): Promise<Database> {
   const transaction: Database["transaction"] = async (act) => {
     for (let left = 5; ; left--) {
       const client = await pool.connect();
+      // The pool hears only of idle connections: without this one that breaks here would end the process. The query that
+      // is under way, or the next one, rejects with it.
+      client.on("error", heard);
       try {
         await client.query("BEGIN");
         const result = await act(queriesOf(client));
@@ -153,6 +162,8 @@ async function openPostgres(url: string): Promise<Database> {
         );
         if (left > 0 && AGAIN.has(String((error as { code?: unknown }).code))) continue;
         throw error;
+      } finally {
+        client.off("error", heard);
       }
     }
   };

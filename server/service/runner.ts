@@ -114,10 +114,12 @@ export class Runner {
       throw badField("engine", `${engine} is none of the tenant's engines`, "forbidden");
     const limits = limitsOf(tenant, request);
     const policy = chosen(tenant, request);
-    await this.#quotas(tenant);
+    const today = await this.#parts.usage.today(tenant.id);
+    // From here to the count of this run nothing is awaited: no other run slips in between.
     if (this.#draining)
       throw new Problem("draining", "no run begins on this node any more", { retryAfterS: 5 });
     const count = this.#running.get(tenant.id) ?? 0;
+    withinDay(tenant, today, count);
     const { concurrent } = tenant.settings.quotas;
     if (count >= concurrent)
       throw new Problem("tenant-busy", `${count} runs are under way, and the tenant may have ${concurrent}`, { retryAfterS: 1 }); // prettier-ignore
@@ -146,14 +148,6 @@ export class Runner {
       else this.#running.delete(tenant.id);
       if (this.#draining && this.running === 0) this.#idle?.();
     }
-  }
-
-  async #quotas(tenant: Tenant): Promise<void> {
-    const { runsPerDay, cpuSecondsPerDay } = tenant.settings.quotas;
-    const { runs, cpuSeconds, leftS } = await this.#parts.usage.today(tenant.id);
-    const over = runs >= runsPerDay ? `${runsPerDay} runs` : cpuSeconds >= cpuSecondsPerDay ? `${cpuSecondsPerDay} CPU seconds` : undefined; // prettier-ignore
-    if (over !== undefined)
-      throw new Problem("quota-exceeded", `today's ${over} are used up`, { retryAfterS: leftS });
   }
 
   async #execute(
@@ -213,6 +207,18 @@ export class Runner {
       granted.close();
     }
   }
+}
+
+/** Throws Problem `quota-exceeded`. Runs under way count as if they had ended. */
+function withinDay(
+  { settings: { quotas } }: Tenant,
+  { runs, cpuSeconds, leftS }: { runs: number; cpuSeconds: number; leftS: number },
+  underWay: number,
+): void {
+  const { runsPerDay, cpuSecondsPerDay } = quotas;
+  const over = runs + underWay >= runsPerDay ? `${runsPerDay} runs` : cpuSeconds >= cpuSecondsPerDay ? `${cpuSecondsPerDay} CPU seconds` : undefined; // prettier-ignore
+  if (over !== undefined)
+    throw new Problem("quota-exceeded", `today's ${over} are used up`, { retryAfterS: leftS });
 }
 
 function limitsOf(tenant: Tenant, { limits = {} }: RunRequest): Limits {
@@ -275,8 +281,10 @@ function handed(
 export function asProblem(error: unknown): Problem {
   if (error instanceof Problem) return error;
   if (error instanceof PolicyError) {
+    if (error.problems.some(({ field }) => field.endsWith(".root")))
+      return new Problem("host-cannot", "a directory of the tenant's policy cannot be opened", { retryAfterS: 30, cause: error }); // prettier-ignore
     const errors = error.problems.map(({ field, message }) => ({ field, message }));
-    // A stored secret that is not there, a directory that is gone: the operator's, told by field.
+    // A stored secret that is not there: told by field.
     return new Problem("bad-request", errors.map(({ field, message }) => `${field}: ${message}`).join("; "), { errors, cause: error }); // prettier-ignore
   }
   if (error instanceof SandboxError) {

@@ -97,7 +97,7 @@ async function start(
 
   const limits = completeLimits(options.limits);
   const logger = pino({ level: options.logLevel, base: null }, options.logTo ?? pino.destination({ fd: 2, sync: true })); // prettier-ignore
-  const tenants = new Tenants(db, { limits, sealing: sealingKey(inData("sealing.key")), now });
+  const tenants = new Tenants(db, { store, limits, sealing: sealingKey(inData("sealing.key")), now });
   const usage = new UsageMeter(db, {
     now,
     onFailure: (err) => logger.error({ err }, "usage could not be written"),
@@ -158,20 +158,20 @@ async function start(
     unready: () => (runner.draining ? "shutting down" : audit.failure === undefined ? undefined : "the audit log cannot be written"), // prettier-ignore
   };
 
-  const made = (await tenants.hasAdmin()) ? undefined : await firstKeys(tenants, audit, limits);
   const app = createApp("tenant", parts);
   const admin = createApp("admin", parts);
   // Routes come after the plugins: their hooks, the description's too, then see them.
   app.after(() => tenantRoutes(app, parts));
   admin.after(() => adminRoutes(admin, parts));
-  closers.push(() => admin.close());
+  closers.push(() => closed(admin));
   closers.push(async () => {
-    const drained = runner.drain(graceMs);
-    await drained;
-    await app.close();
+    await runner.drain(graceMs);
+    await closed(app);
   });
   const address = await listen(app, options.host, options.port);
   const adminAddress = await listen(admin, options.adminHost, options.adminPort);
+  // When nothing can fail any more: keys that were made and not told would be lost, and the directory with them.
+  const made = (await tenants.hasAdmin()) ? undefined : await firstKeys(tenants, audit, limits);
   let closing: Promise<void> | undefined;
   return { address, adminAddress, made, close: () => (closing ??= closeAll()) };
 }
@@ -188,6 +188,19 @@ async function listen(app: ReturnType<typeof createApp>, host: string, port: num
   }
 }
 
+/** For answers to leave when the service ends, ms. */
+const LAST_ANSWERS_MS = 2000;
+
+/** A client that does not read its answer, or sends its body for ever, is waited for no longer than that. */
+async function closed(app: ReturnType<typeof createApp>): Promise<void> {
+  const timer = setTimeout(() => app.server.closeAllConnections(), LAST_ANSWERS_MS);
+  try {
+    await app.close();
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
 /** Of the first tenant, as far as the service has as much. */
 const FIRST_WALL_MS = 5000;
 
@@ -197,11 +210,12 @@ async function firstKeys(tenants: Tenants, audit: AuditLog, most: Limits) {
   const by = "first-start";
   const limits = { wallMs: Math.min(FIRST_WALL_MS, most.wallMs), cpuMs: Math.min(FIRST_WALL_MS, most.cpuMs) };
   const settings = tenantSettings.parse({ policy: { limits, grants: { kv: true, events: true } } });
-  await tenants.put(tenant, settings);
   audit.append({ kind: "tenant", act: "created", by, tenant });
-  const { id, key } = await tenants.addKey(tenant, { name: "first key" });
-  audit.append({ kind: "key", act: "created", by, tenant, key: id });
-  const { key: adminKey } = await tenants.addKey(null, { name: "first administrator" });
+  await tenants.put(tenant, settings);
+  const { key } = await tenants.addKey(tenant, { name: "first key" }, (id) =>
+    audit.append({ kind: "key", act: "created", by, tenant, key: id }),
+  );
+  const { key: adminKey } = await tenants.addKey(null, { name: "first administrator" }, () => {});
   return { tenant, key, adminKey };
 }
 

@@ -1,9 +1,11 @@
 /** What a tenant can do over HTTP: run, keep scripts, store secrets, see what it used. */
 import { randomUUID } from "node:crypto";
+import type { FastifyReply } from "fastify";
 import { z } from "zod";
-import { policyWords } from "../policy-words.js";
+import type { Policy } from "../policy-schema.js";
+import { grantWords } from "../policy-words.js";
 import { grantsOf, hollowPowers } from "../grants.js";
-import { jsonText, plainOutcome } from "../show.js";
+import { jsonable, jsonText, plainOutcome } from "../show.js";
 import { environmentTypes } from "../types.js";
 import { idempotencyKey } from "./idempotency.js";
 import { tenantOf, wholeNumber, type App, type ServiceParts } from "./app.js";
@@ -23,6 +25,17 @@ import {
 const problems = { "4xx": problem, "5xx": problem };
 const nothing = { 204: z.null().describe("Done."), ...problems };
 const day = z.iso.date("must be a day such as 2030-01-31");
+
+/** A policy's grants in words, without what is this host's: the place of a file or directory. */
+const grantsShown = ({ grants }: Policy) =>
+  Object.entries(grants).map(([name, grant]) => {
+    if (grant.type === "files") return grantWords(name, { ...grant, root: "a directory of the service" });
+    const words = grantWords(name, grant);
+    return grant.type === "kv" ? { ...words, what: "a key-value store, which the service keeps" } : words;
+  });
+
+/** Whether the client wants a stream: the plugin has read the header Accept, a list with qualities. */
+const isStream = (reply: object): boolean => "sse" in reply;
 
 export function tenantRoutes(app: App, parts: ServiceParts): void {
   const { runner, streams, tenants, usage, idempotency } = parts;
@@ -49,7 +62,7 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
       engine: tenant.policy.engine,
       engines: tenant.settings.engines,
       limits: tenant.limits,
-      grants: policyWords(tenant.policy).map((grant) => (grant.type === "kv" ? { ...grant, what: "a key-value store, which the service keeps" } : grant)), // prettier-ignore
+      grants: grantsShown(tenant.policy),
       quotas: tenant.settings.quotas,
       today: { runs, cpuSeconds },
     };
@@ -85,10 +98,9 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
       const { key } = request.holder;
       const id = randomUUID();
       void reply.header("x-run-id", id);
-      const gone = new AbortController();
-      reply.raw.once("close", () => gone.abort());
+      const gone = goneWith(reply);
       const once = idempotencyKey(request.headers["idempotency-key"]);
-      if ((request.headers.accept ?? "").includes("text/event-stream")) {
+      if (isStream(reply)) {
         if (once !== undefined)
           throw badField("idempotency-key", "is for an answer at once; a stream goes on with Last-Event-ID");
         const stream = streams.open(id, tenant.id);
@@ -98,17 +110,17 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
             key,
             signal: stream.abort.signal,
             onLog: (entry) => stream.push("log", entry),
-            onEvent: ({ name, data, seq }) => stream.push("event", { name, data, seq }),
+            onEvent: ({ name, data, seq }) => stream.push("event", { name, data: jsonable(data), seq }),
           })
           .then(
             (outcome) => stream.push("outcome", { id, outcome: plainOutcome(outcome) }),
             (error: unknown) => stream.push("problem", asProblem(error).document()),
           );
-        await reply.sse.send(stream.listen(0, gone.signal));
+        await reply.sse.send(stream.listen(0, gone));
         return;
       }
       // Whoever can ask for the answer again has not gone for good.
-      const signal = once === undefined ? gone.signal : new AbortController().signal;
+      const signal = once === undefined ? gone : new AbortController().signal;
       const run = async () => {
         const outcome = await runner.run(tenant, request.body, { id, key, signal });
         return jsonText({ id, outcome: plainOutcome(outcome) });
@@ -134,9 +146,7 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
       const stream = streams.get(request.params.id, tenantOf(request).id);
       const header = request.headers["last-event-id"];
       const after = wholeNumber("last-event-id", typeof header === "string" ? header : undefined, 0, 2 ** 40);
-      const gone = new AbortController();
-      reply.raw.once("close", () => gone.abort());
-      await reply.sse.send(stream.listen(after, gone.signal));
+      await reply.sse.send(stream.listen(after, goneWith(reply)));
     },
   );
   app.delete(
@@ -291,6 +301,21 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
     },
     async (request) => ({ days: await daysOf(parts, tenantOf(request).id, request.query) }),
   );
+}
+
+/**
+ * Aborts when the connection of the answer ends. It is the socket's end that counts: an answer that waits behind another
+ * on the same connection (pipelining) hears nothing of it.
+ */
+function goneWith({ raw }: FastifyReply): AbortSignal {
+  const gone = new AbortController();
+  const { socket } = raw.req;
+  const abort = () => gone.abort();
+  raw.once("close", abort);
+  socket.once("close", abort);
+  raw.once("finish", () => socket.off("close", abort)); // the connection may serve many more
+  if (socket.destroyed) abort();
+  return gone.signal;
 }
 
 /** The last 30 days unless said otherwise. */

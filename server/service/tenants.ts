@@ -6,6 +6,7 @@
  * own key has sealed (AES-256-GCM, NIST SP 800-38D), bound to its tenant and name.
  */
 import { createCipheriv, createDecipheriv, createHash, randomBytes, timingSafeEqual } from "node:crypto";
+import type { SqliteStore } from "../../hostapi/kv-sqlite.js";
 import { SandboxError } from "../errors.js";
 import { completeLimits, LIMITS, type LimitName, type Limits } from "../limits.js";
 import { policyOf, PolicyError, type Problem as PolicyProblem } from "../policy.js";
@@ -56,24 +57,38 @@ const hashOf = (text: string): string => createHash("sha256").update(text).diges
 
 export class Tenants {
   readonly #db: Database;
+  readonly #store: Pick<SqliteStore, "removeSpaces">;
   readonly #limits: Limits;
   readonly #sealing: Buffer;
   readonly #now: () => number;
   /** Parsed settings by tenant; a row says with its revision whether they still hold. */
   readonly #parsed = new Map<string, { revision: number; tenant: Tenant }>();
 
-  /** `limits`: what this service has at most. `sealing`: 32 bytes that secrets are sealed with. */
+  /** `store`: where namespaces begin with the tenant's id and a slash. `limits`: what this service has at most. `sealing`: 32 bytes that secrets are sealed with. */
   constructor(
     db: Database,
-    { limits, sealing, now }: { limits: Limits; sealing: Buffer; now: () => number },
+    {
+      store,
+      limits,
+      sealing,
+      now,
+    }: { store: Pick<SqliteStore, "removeSpaces">; limits: Limits; sealing: Buffer; now: () => number },
   ) {
     this.#db = db;
+    this.#store = store;
     this.#limits = limits;
     this.#sealing = sealing;
     this.#now = now;
   }
 
   // -- tenants ----------------------------------------------------------------------------------------------------------
+
+  /** What `put` would do. Throws Problem as it does. */
+  async check(id: string, settings: TenantSettings): Promise<"created" | "changed"> {
+    this.#parse(id, settings);
+    const known = await first(this.#db, "SELECT id FROM tenants WHERE id = ?", id);
+    return known === undefined ? "created" : "changed";
+  }
 
   /** Makes or changes a tenant. Throws Problem naming each field of the policy that is wrong. */
   async put(id: string, settings: TenantSettings): Promise<"created" | "changed"> {
@@ -106,11 +121,13 @@ export class Tenants {
     return this.#db.all(`SELECT id, name, created_ms AS "createdMs" FROM tenants ORDER BY id`);
   }
 
-  /** With everything that is the tenant's in the service's database. */
+  /** With everything that is the tenant's in the service's database and in its key-value store. */
   async remove(id: string): Promise<void> {
     if ((await this.#db.run("DELETE FROM tenants WHERE id = ?", id)) === 0)
       throw new Problem("not-found", `there is no tenant ${id}`);
     this.#parsed.delete(id);
+    // A tenant that is made anew with this id is another one.
+    this.#store.removeSpaces(`${id}/`);
   }
 
   #tenant({ id, policy_json, revision }: TenantRow): Tenant {
@@ -151,10 +168,18 @@ export class Tenants {
 
   // -- keys -------------------------------------------------------------------------------------------------------------
 
-  /** A new key, which is told here and never again; without a tenant an administrator's. */
-  async addKey(tenant: string | null, { name, expiresMs }: { name: string; expiresMs?: number | undefined }) {
+  /**
+   * A new key, which is told here and never again; without a tenant an administrator's. `before` is called with its id
+   * before it is kept; if it throws, there is no key.
+   */
+  async addKey(
+    tenant: string | null,
+    { name, expiresMs }: { name: string; expiresMs?: number | undefined },
+    before: (id: string) => void,
+  ) {
     if (tenant !== null) await this.get(tenant);
     const id = randomBytes(6).toString("hex");
+    before(id);
     const secret = randomBytes(32).toString("base64url");
     await this.#db.run(
       "INSERT INTO api_keys (id, tenant, name, hash, created_ms, expires_ms) VALUES (?, ?, ?, ?, ?, ?)",

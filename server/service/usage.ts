@@ -16,6 +16,8 @@ export class UsageMeter {
   readonly #now: () => number;
   /** Not yet written, by tenant and day. */
   #pending = new Map<string, { tenant: string; day: string; counts: Counts }>();
+  /** On their way to the database. */
+  #writing: ReadonlyMap<string, { counts: Counts }> = new Map();
   /** What of today is in the database, by tenant: read at each writing. */
   readonly #written = new Map<string, { day: string; runs: number; cpu_us: number }>();
   readonly #timer: NodeJS.Timeout;
@@ -37,11 +39,13 @@ export class UsageMeter {
       written = { day, runs: row?.runs ?? 0, cpu_us: row?.cpu_us ?? 0 };
       this.#written.set(tenant, written);
     }
-    const pending = this.#pending.get(`${tenant}/${day}`)?.counts;
+    const key = `${tenant}/${day}`;
+    const [pending, writing] = [this.#pending.get(key)?.counts, this.#writing.get(key)?.counts];
+    const more = (name: "runs" | "cpu_us") => (pending?.[name] ?? 0) + (writing?.[name] ?? 0);
     const leftS = Math.ceil((Date.parse(`${day}T00:00:00Z`) + 86_400_000 - this.#now()) / 1000);
     return {
-      runs: written.runs + (pending?.runs ?? 0),
-      cpuSeconds: (written.cpu_us + (pending?.cpu_us ?? 0)) / 1e6,
+      runs: written.runs + more("runs"),
+      cpuSeconds: (written.cpu_us + more("cpu_us")) / 1e6,
       leftS,
     };
   }
@@ -71,6 +75,7 @@ export class UsageMeter {
     const batch = this.#pending;
     if (batch.size === 0) return;
     this.#pending = new Map();
+    this.#writing = batch;
     try {
       await this.#db.transaction(async (queries) => {
         for (const { tenant, day, counts } of batch.values()) {
@@ -92,6 +97,8 @@ export class UsageMeter {
         this.#pending.set(key, entry);
       }
       throw error;
+    } finally {
+      this.#writing = new Map();
     }
     for (const { tenant } of batch.values()) this.#written.delete(tenant); // read anew: other nodes count, too
   }

@@ -379,7 +379,7 @@ describe("tenants", () => {
     expect(Number(over.headers.get("retry-after"))).toBeLessThanOrEqual(86_400);
     const days = (await it.ask("GET", "/v1/usage", { key })).body.days;
     expect(days).toMatchObject([{ runs: 2, ok: 1 }]);
-    expect(days[0].cpuMs).toBeGreaterThan(500);
+    expect(days[0].cpuMs).toBeGreaterThan(50);
   });
 
   test("are held to their requests a minute", async () => {

@@ -1,0 +1,210 @@
+/** The HTTP service under clients and operators that it must outlive. */
+import fs from "node:fs";
+import net, { type AddressInfo } from "node:net";
+import path from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { AuditLog } from "#server/service/audit-log";
+import { audited, start, temporaryDirectory, type Running } from "./harness.js";
+
+let it: Running;
+beforeAll(async () => {
+  it = await start();
+});
+afterAll(async () => {
+  await it.service.close();
+  fs.rmSync(path.dirname(it.dir), { recursive: true });
+});
+
+const stream = { accept: "text/event-stream" };
+const settings = (quotas: object = {}) => ({
+  policy: { limits: { wallMs: 20_000, cpuMs: 20_000 }, grants: { kv: true, events: true } },
+  quotas,
+});
+const endless = { source: "export default async (i, env) => { await env.kv.get('x'); for (;;); }", grants: ["kv"] }; // prettier-ignore
+
+async function until<T>(look: () => T | undefined): Promise<T> {
+  for (;;) {
+    const found = look();
+    if (found !== undefined) return found;
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+}
+/** A connection of its own, which has sent this. */
+async function sent(address: string, text: string): Promise<net.Socket> {
+  const socket = net.connect(Number(new URL(address).port), "127.0.0.1");
+  socket.on("error", () => {});
+  await new Promise<void>((resolve) => socket.write(text, () => resolve()));
+  return socket;
+}
+const posted = (key: string, body: object, headers = "") => {
+  const text = JSON.stringify(body);
+  return `POST /v1/runs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${key}\r\nContent-Type: application/json\r\n${headers}Content-Length: ${text.length}\r\n\r\n${text}`;
+};
+const runsOf = (dir: string, tenant: string, act: string) =>
+  audited(dir).filter((line) => line["tenant"] === tenant && line["act"] === act && line["kind"] === "run");
+
+describe("what a client accepts", () => {
+  test.each(["text/event-stream;q=0", "application/json, text/event-stream; q=0", "text/event-streams"])(
+    "as %s is answered with a body, not a stream",
+    async (accept) => {
+      const answer = await it.ask("POST", "/v1/runs", { body: { source: "1", type: "script" }, headers: { accept } }); // prettier-ignore
+      expect(answer).toMatchObject({ status: 200, body: { outcome: { value: 1 } } });
+    },
+  );
+
+  test("as a stream in a list of others is a stream", async () => {
+    const headers = { accept: "application/json;q=0.5, TEXT/event-stream" };
+    const answer = await it.ask("POST", "/v1/runs", { body: { source: "1", type: "script" }, headers });
+    expect(answer.headers.get("content-type")).toContain("text/event-stream");
+  });
+});
+
+test("an address that no route can be looked up for is a problem document, too", async () => {
+  for (const route of ["/v1/scripts/%zz", `/v1/scripts/${"a".repeat(300)}`]) {
+    const answer = await it.ask("GET", route);
+    expect(answer).toMatchObject({ status: 400, body: { code: "bad-request" } });
+    expect(answer.headers.get("content-type")).toContain("application/problem+json");
+    expect(answer.body.detail).not.toContain("zz");
+  }
+});
+
+describe("streams", () => {
+  test("tell events with values that JSON has not", async () => {
+    const source = "export default (i, env) => env.events.emit('x', { n: 1n, m: new Map([[1, 2]]) })";
+    const answer = await it.ask("POST", "/v1/runs", { body: { source, grants: ["events"] }, headers: stream }); // prettier-ignore
+    expect(answer.body).toContain('"n":{"$type":"bigint","value":"1"}');
+    expect(answer.body).toContain('"m":{"$type":"Map","entries":[[1,2]]}');
+    expect(answer.body).toContain("event: outcome");
+  });
+
+  test("of one tenant, as many as it likes, leave room for another's", async () => {
+    const hog = await it.tenant("hog", settings({ runsPerDay: 0, requestsPerMinute: 1e6 }));
+    const asked = (key: string) => it.ask("POST", "/v1/runs", { key, body: { source: "1", type: "script" }, headers: stream }); // prettier-ignore
+    for (let i = 0; i < 1050; i += 50) {
+      const answers = await Promise.all(Array.from({ length: 50 }, () => asked(hog)));
+      expect(answers.map(({ status }) => status)).toEqual(answers.map(() => 200));
+      if (i === 0) expect(answers[0]?.body).toContain("quota-exceeded"); // the control
+    }
+    expect((await asked(await it.tenant("other", settings()))).body).toContain("event: outcome");
+  });
+
+  test("of much that nobody reads keep no more than their bound, and tell the gap", async () => {
+    const key = await it.tenant("loud", settings());
+    const source = "export default async (i, env) => { for (let n = 0; n < 400; n++) await env.events.emit('x', 'y'.repeat(60000)) }"; // prettier-ignore
+    const socket = await sent(it.service.address, posted(key, { source, grants: ["events"] }, "Accept: text/event-stream\r\n")); // prettier-ignore
+    socket.pause();
+    const { run } = await until(() => runsOf(it.dir, "loud", "finished")[0]);
+    socket.destroy();
+    const again = await it.ask("GET", `/v1/runs/${String(run)}/events`, { key, headers: stream });
+    expect(again.body).toContain("event: gap");
+    expect(again.body).toContain("event: outcome");
+    expect(again.body.length).toBeLessThan(17 * 1024 * 1024);
+  });
+
+  test("whose client stopped reading and went away are cancelled like any other", async () => {
+    const key = await it.tenant("stalled", settings());
+    const source = "export default async (i, env) => { for (let n = 0; n < 200; n++) await env.events.emit('x', 'y'.repeat(60000)); for (;;); }"; // prettier-ignore
+    const socket = await sent(it.service.address, posted(key, { source, grants: ["events"] }, "Accept: text/event-stream\r\n")); // prettier-ignore
+    socket.pause();
+    await until(() => audited(it.dir).filter((line) => line["tenant"] === "stalled" && line["kind"] === "call" && line["decision"] === "done")[150]); // prettier-ignore
+    socket.destroy();
+    const end = await until(() => runsOf(it.dir, "stalled", "finished")[0]);
+    expect(end["status"]).toBe("cancelled");
+  }, 30_000);
+});
+
+test("runs that were asked for on one connection are all cancelled when it ends", async () => {
+  const key = await it.tenant("pipelined", settings());
+  const socket = await sent(it.service.address, posted(key, endless).repeat(3));
+  await until(() => runsOf(it.dir, "pipelined", "started")[2]);
+  socket.destroy();
+  const ends = await until(() => (runsOf(it.dir, "pipelined", "finished").length === 3 ? runsOf(it.dir, "pipelined", "finished") : undefined)); // prettier-ignore
+  expect(ends.map((line) => line["status"])).toEqual(["cancelled", "cancelled", "cancelled"]);
+});
+
+test("a day's runs are not exceeded by those that are asked for at once", async () => {
+  const key = await it.tenant("racing", settings({ runsPerDay: 2 }));
+  const body = { source: "let n = 0; for (let i = 0; i < 3e6; i++) n += i; n", type: "script" };
+  const answers = await Promise.all(Array.from({ length: 12 }, () => it.ask("POST", "/v1/runs", { key, body }))); // prettier-ignore
+  expect(answers.filter(({ status }) => status === 200)).toHaveLength(2);
+  expect(runsOf(it.dir, "racing", "started")).toHaveLength(2);
+});
+
+test("a tenant that is made anew with the name of one that is gone finds nothing in its store", async () => {
+  const body = (source: string) => ({ body: { source: `export default (i, env) => env.kv.${source}`, grants: ["kv"] } }); // prettier-ignore
+  const value = async (key: string, source: string) => (await it.ask("POST", "/v1/runs", { key, ...body(source) })).body.outcome.value; // prettier-ignore
+  const [old, like] = [await it.tenant("again", settings()), await it.tenant("again-2", settings())];
+  for (const key of [old, like]) await value(key, "set('x', 'kept')");
+  expect(await value(old, "get('x')")).toBe("kept"); // the control
+  await it.admin("DELETE", "/admin/v1/tenants/again");
+  expect(await value(await it.tenant("again", settings()), "get('x') ?? 'nothing'")).not.toBe("kept");
+  expect(await value(like, "get('x')")).toBe("kept");
+});
+
+test("a directory of the host is named to its administrator and to no tenant", async () => {
+  const root = "/nowhere/of-this-host";
+  const key = await it.tenant("filed", { policy: { grants: { files: { root } } } });
+  const policy = await it.ask("GET", "/v1", { key });
+  expect(policy.body.grants).toMatchObject([{ what: "reads files below a directory of the service" }]);
+  const source = "export default (i, env) => env.files.list('.')";
+  const run = await it.ask("POST", "/v1/runs", { key, body: { source, grants: ["files"] } });
+  expect(run).toMatchObject({ status: 503, body: { code: "host-cannot" } });
+  expect(JSON.stringify([policy.body, run.body])).not.toContain("nowhere");
+  expect(it.log.join("")).toContain(root); // the operator's log says what is missing
+});
+
+describe("an audit log that cannot be written", () => {
+  test("stops changes of policies, new keys and runs before they are made", async () => {
+    const one = await start();
+    const key = await one.tenant("known", settings());
+    const append = AuditLog.prototype.append; // oxlint-disable-line typescript/unbound-method -- put back below
+    AuditLog.prototype.append = () => {
+      throw new Error("no space left");
+    };
+    const changed = await one.admin("PUT", "/admin/v1/tenants/known", { body: { name: "changed" } });
+    const made = await one.admin("PUT", "/admin/v1/tenants/made", { body: {} });
+    const more = await one.admin("POST", "/admin/v1/tenants/known/keys", { body: {} });
+    const run = await one.ask("POST", "/v1/runs", { key, body: { source: "1", type: "script" } });
+    AuditLog.prototype.append = append;
+    expect([changed, made, more, run].map(({ status }) => status)).toEqual([500, 500, 500, 500]);
+    expect((await one.admin("GET", "/admin/v1/tenants/known")).body.settings.name).toBe("");
+    expect((await one.admin("GET", "/admin/v1/tenants/made")).status).toBe(404);
+    expect((await one.admin("GET", "/admin/v1/tenants/known/keys")).body.keys).toHaveLength(1);
+    expect((await one.ask("GET", "/v1", { key })).body.today.runs).toBe(0);
+    expect((await one.ask("POST", "/v1/runs", { key, body: { source: "1", type: "script" } })).status).toBe(200); // prettier-ignore
+    await one.service.close();
+    fs.rmSync(path.dirname(one.dir), { recursive: true });
+  });
+});
+
+describe("a first start", () => {
+  test("that fails has made no keys: the next one tells them", async () => {
+    const taken = net.createServer();
+    await new Promise<void>((ready) => taken.listen(0, "127.0.0.1", ready));
+    const dataDir = temporaryDirectory();
+    const { port } = taken.address() as AddressInfo;
+    await expect(start({ dataDir, adminPort: port })).rejects.toMatchObject({ code: "host-cannot" });
+    taken.close();
+    const next = await start({ dataDir });
+    expect(next.service.made).toMatchObject({ tenant: "default" });
+    await next.service.close();
+    fs.rmSync(path.dirname(dataDir), { recursive: true });
+  });
+});
+
+describe("a service that ends", () => {
+  test("does not wait for clients that send or read for ever", async () => {
+    const one = await start();
+    const key = one.service.made?.key ?? "";
+    const source = "export default async (i, env) => { for (let n = 0; n < 200; n++) await env.events.emit('x', 'y'.repeat(60000)) }"; // prettier-ignore
+    const reader = await sent(one.service.address, posted(key, { source, grants: ["events"] }, "Accept: text/event-stream\r\n")); // prettier-ignore
+    reader.pause();
+    const sender = await sent(one.service.address, posted(key, { source: "1" }).slice(0, -3));
+    await until(() => runsOf(one.dir, "default", "finished")[0]);
+    await one.service.close();
+    expect(audited(one.dir).at(-1)).toMatchObject({ kind: "server", act: "stopped" });
+    reader.destroy();
+    sender.destroy();
+    fs.rmSync(path.dirname(one.dir), { recursive: true });
+  }, 30_000);
+});
