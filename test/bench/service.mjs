@@ -43,7 +43,7 @@ async function loaded(count, load, act) {
 
 if (process.argv[2] === "client") {
   const agent = new Agent({ connections: 512 });
-  process.on("message", async ({ url, key, count, load }) => {
+  const measure = async ({ url, key, count, load }) => {
     const headers = { authorization: `Bearer ${key}`, "content-type": "application/json" };
     const act = async () => {
       const { statusCode, body } = await request(url, {
@@ -56,7 +56,8 @@ if (process.argv[2] === "client") {
       return statusCode === 200 ? answer.outcome.status : answer.code;
     };
     process.send(await loaded(count, load, act));
-  });
+  };
+  process.on("message", (job) => void measure(job));
 } else {
   const { values: args } = parseArgs({
     options: { rounds: { type: "string", default: "3" }, json: { type: "string" } },
