@@ -98,12 +98,16 @@ export function createApp(audience: Audience, parts: ServiceParts) {
   app.setSerializerCompiler(() => (data) => jsonText(data));
   app.decorateRequest("holder", null as unknown as FastifyRequest["holder"]);
 
+  const strangers = new Strangers(parts.now);
   app.addHook("onRequest", async (request, reply) => {
     reply.header("cache-control", "no-store").header("x-request-id", request.id);
     if (request.routeOptions.config.open === true || request.is404) return;
     const holder = await tenants.holder(request.headers.authorization);
     const route = request.routeOptions.url ?? "";
     const refuse = (reason: "missing" | "unknown" | "expired" | "forbidden", key: string | undefined) => {
+      // Of one that was somebody's each line is kept.
+      if ((reason === "missing" || reason === "unknown") && strangers.flood())
+        return new Problem("rate-limited", "too many requests without a valid API key", { retryAfterS: 60 });
       audit.append({ kind: "auth", reason, route, ...(key === undefined ? {} : { key }) });
       return new Problem("unauthorized", reason === "expired" ? "the API key has expired" : "the request has no valid API key"); // prettier-ignore
     };
@@ -175,6 +179,27 @@ export function createApp(audience: Audience, parts: ServiceParts) {
     if (route.url.startsWith("/docs")) route.config = { ...route.config, open: true };
   });
   return app;
+}
+
+/** Of one application, of all addresses together. */
+const STRANGERS_A_MINUTE = 600;
+
+/** Counts requests that no key belongs to: whoever has none could fill the disk with lines of the audit log. */
+class Strangers {
+  readonly #now: () => number;
+  #minute = 0;
+  #count = 0;
+
+  constructor(now: () => number) {
+    this.#now = now;
+  }
+
+  /** Counts one more; whether it is one too many. */
+  flood(): boolean {
+    const minute = Math.floor(this.#now() / 60_000);
+    if (minute !== this.#minute) [this.#minute, this.#count] = [minute, 0];
+    return ++this.#count > STRANGERS_A_MINUTE;
+  }
 }
 
 function problemOf(error: FastifyError | Error): Problem {
