@@ -66,7 +66,7 @@ const SEALING_BYTES = 32;
 export async function startService(options: ServiceOptions): Promise<Service> {
   const closers: (() => void | Promise<void>)[] = [];
   const closeAll = async () => {
-    for (const closer of closers.splice(0).reverse()) await closer();
+    for (const closer of closers.splice(0).toReversed()) await closer();
   };
   try {
     return await start(options, closers, closeAll);
@@ -116,7 +116,7 @@ async function start(
   };
   closers.push(async () => {
     const all = await Promise.allSettled(sandboxes.values());
-    await Promise.all(all.map((made) => (made.status === "fulfilled" ? made.value.close() : undefined)));
+    await Promise.all(all.flatMap((made) => (made.status === "fulfilled" ? [made.value.close()] : [])));
   });
   await sandbox("quickjs");
   const metrics = new Metrics(async () => {

@@ -248,8 +248,9 @@ export class Tenants {
       await queries.run("UPDATE tenants SET revision = revision WHERE id = ?", tenant.id);
       const latest = await this.#script(queries, tenant, name, undefined);
       if (latest?.hash === hash) return { created: false, version: latest.version, hash };
-      const used = await first<{ bytes: number }>(queries, "SELECT coalesce(sum(bytes), 0) AS bytes FROM scripts WHERE tenant = ?", tenant.id); // prettier-ignore
+      const used = await first<{ bytes: number | string }>(queries, "SELECT coalesce(sum(bytes), 0) AS bytes FROM scripts WHERE tenant = ?", tenant.id); // prettier-ignore
       const most = tenant.settings.quotas.storageBytes;
+      // PostgreSQL's sum is of a type without bounds, which comes as a text.
       if (Number(used?.bytes ?? 0) + bytes > most)
         throw new Problem("storage-full", `${bytes} bytes more would be over the tenant's ${most}`);
       const version = (latest?.version ?? 0) + 1;
