@@ -100,18 +100,31 @@ export function createApp(audience: Audience, parts: ServiceParts) {
   app.setSerializerCompiler(() => (data) => jsonText(data));
   app.decorateRequest("holder", null as unknown as FastifyRequest["holder"]);
 
+  const strangers = new Strangers(parts.now);
+  const room = new BodyRoom();
   app.addHook("onRequest", async (request, reply) => {
     reply.header("cache-control", "no-store").header("x-request-id", request.id);
     if (request.routeOptions.config.open === true || request.is404) return;
     const holder = await tenants.holder(request.headers.authorization);
     const route = request.routeOptions.url ?? "";
     const refuse = (reason: "missing" | "unknown" | "expired" | "forbidden", key: string | undefined) => {
+      // Of one that was somebody's each line is kept.
+      if ((reason === "missing" || reason === "unknown") && strangers.flood())
+        return new Problem("rate-limited", "too many requests without a valid API key", { retryAfterS: 60 });
       audit.append({ kind: "auth", reason, route, ...(key === undefined ? {} : { key }) });
       return new Problem("unauthorized", reason === "expired" ? "the API key has expired" : "the request has no valid API key"); // prettier-ignore
     };
     if ("refused" in holder) throw refuse(holder.refused, holder.key);
     if (holder.admin !== (audience === "admin")) throw refuse("forbidden", holder.key);
     request.holder = { key: holder.key, tenant: holder.admin ? undefined : holder.tenant };
+    const { "content-length": length, "transfer-encoding": coding } = request.headers;
+    const declared = coding === undefined ? Number(length ?? 0) : bodyBytes;
+    const release = room.reserve(request.holder.tenant?.id ?? "", Math.min(declared, bodyBytes));
+    if (release === undefined)
+      throw new Problem("overloaded", "as many bytes of bodies are under way as are taken", {
+        retryAfterS: 1,
+      });
+    reply.raw.once("close", release);
   });
 
   app.setErrorHandler((error: FastifyError, request, reply) => {
@@ -177,6 +190,51 @@ export function createApp(audience: Audience, parts: ServiceParts) {
     if (route.url.startsWith("/docs")) route.config = { ...route.config, open: true };
   });
   return app;
+}
+
+/** Of one application, of all addresses together. */
+const STRANGERS_A_MINUTE = 600;
+
+/** Counts requests that no key belongs to: whoever has none could fill the disk with lines of the audit log. */
+class Strangers {
+  readonly #now: () => number;
+  #minute = 0;
+  #count = 0;
+
+  constructor(now: () => number) {
+    this.#now = now;
+  }
+
+  /** Counts one more; whether it is one too many. */
+  flood(): boolean {
+    const minute = Math.floor(this.#now() / 60_000);
+    if (minute !== this.#minute) [this.#minute, this.#count] = [minute, 0];
+    return ++this.#count > STRANGERS_A_MINUTE;
+  }
+}
+
+/** Most bytes of bodies under way, of one tenant and of all. */
+const TENANT_BODY_BYTES = 64 * 1024 * 1024;
+const ALL_BODY_BYTES = 256 * 1024 * 1024;
+
+/** Room for bodies: they are read before rates and quotas can refuse them, so what they declare is counted before that. */
+class BodyRoom {
+  #all = 0;
+  readonly #of = new Map<string, number>();
+
+  /** What gives the room back; undefined if there is none. */
+  reserve(tenant: string, bytes: number): (() => void) | undefined {
+    const own = this.#of.get(tenant) ?? 0;
+    if (own + bytes > TENANT_BODY_BYTES || this.#all + bytes > ALL_BODY_BYTES) return undefined;
+    this.#all += bytes;
+    this.#of.set(tenant, own + bytes);
+    return () => {
+      this.#all -= bytes;
+      const left = (this.#of.get(tenant) ?? bytes) - bytes;
+      if (left > 0) this.#of.set(tenant, left);
+      else this.#of.delete(tenant);
+    };
+  }
 }
 
 function problemOf(error: FastifyError | Error): Problem {

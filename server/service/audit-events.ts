@@ -55,6 +55,18 @@ export interface RunFinished {
   usage: Usage;
 }
 
+/** Begun, and then not: nothing of it has run. */
+export interface RunRefused {
+  kind: "run";
+  act: "refused";
+  run: string;
+  tenant: string;
+  engine: EngineKind;
+  script: string;
+  /** Of the problem that the client was told. */
+  code: string;
+}
+
 export interface JobEvent {
   kind: "job";
   act: "submitted" | "started" | "finished" | "failed" | "cancelled" | "given-up";
@@ -130,6 +142,7 @@ export type AuditEvent =
   | CallEvent
   | RunStarted
   | RunFinished
+  | RunRefused
   | JobEvent
   | TenantChange
   | KeyChange
@@ -229,6 +242,7 @@ export function fields(event: Logged, redact: Redact): Record<string, Field> {
         script: name(event.script),
       };
       if (event.act === "started") return { ...about, key: name(event.key), job: name(event.job) };
+      if (event.act === "refused") return { ...about, code: name(event.code) };
       return {
         ...about,
         status: event.status,

@@ -124,6 +124,9 @@ const MIGRATION_LOCK = 0x646f_75626c;
 /** SQLSTATE of what may be tried again: serialization_failure, deadlock_detected (postgresql.org/docs, appendix A). */
 const AGAIN = new Set(["40001", "40P01"]);
 
+/** For a connection, or for a turn with one: a server that is silent is as good as none, ms. */
+const CONNECT_MS = 10_000;
+
 async function openPostgres(url: string): Promise<Database> {
   let pg: typeof import("pg");
   try {
@@ -135,7 +138,12 @@ async function openPostgres(url: string): Promise<Database> {
   const { Pool, types } = pg.default;
   types.setTypeParser(types.builtins.INT8, Number); // ours are milliseconds and counts, within 2^53
   types.setTypeParser(types.builtins.NUMERIC, Number); // what sum() makes of them
-  const pool = new Pool({ connectionString: url, max: 10, application_name: "doublehull" });
+  const pool = new Pool({
+    connectionString: url,
+    max: 10,
+    application_name: "doublehull",
+    connectionTimeoutMillis: CONNECT_MS,
+  });
   const heard = () => {};
   pool.on("error", heard); // an idle connection broke: the next query opens another or tells why not
   const queriesOf = (client: Pick<import("pg").ClientBase, "query">): Queries => ({

@@ -174,7 +174,7 @@ export class Runner {
     try {
       const grants = handed(granted.grants, policy);
       audit.append({ kind: "run", act: "started", run: id, tenant: tenant.id, engine, script, key });
-      const outcome = await sandbox.run(source, {
+      const running = sandbox.run(source, {
         ...(type === undefined ? {} : { type }),
         ...(language === undefined ? {} : { language }),
         ...(modules === undefined ? {} : { modules }),
@@ -188,6 +188,11 @@ export class Runner {
         signal: AbortSignal.any([signal, this.#ending.signal]),
         audit: (event) => audit.append({ ...callEvent(event), run: id }),
         ...(onLog === undefined ? {} : { onLog }),
+      });
+      const outcome = await running.catch((error: unknown) => {
+        // A source over its limit, no worker to be had: every line that begins a run has one that ends it.
+        audit.append({ kind: "run", act: "refused", run: id, tenant: tenant.id, engine, script, code: asProblem(error).code }); // prettier-ignore
+        throw error;
       });
       usage.add(tenant.id, outcome);
       metrics.ran(engine, outcome);

@@ -67,12 +67,21 @@ const SEALING_BYTES = 32;
 export async function startService(options: ServiceOptions): Promise<Service> {
   const closers: (() => void | Promise<void>)[] = [];
   const closeAll = async () => {
-    for (let closer = closers.pop(); closer !== undefined; closer = closers.pop()) await closer();
+    // One that fails keeps no other from closing.
+    const failures: unknown[] = [];
+    for (let closer = closers.pop(); closer !== undefined; closer = closers.pop()) {
+      try {
+        await closer();
+      } catch (error) {
+        failures.push(error);
+      }
+    }
+    if (failures.length > 0) throw failures[0];
   };
   try {
     return await start(options, closers, closeAll);
   } catch (error) {
-    await closeAll();
+    await closeAll().catch(() => {}); // what went wrong first is what is told
     throw told(error);
   }
 }

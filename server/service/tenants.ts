@@ -133,9 +133,19 @@ export class Tenants {
   #tenant({ id, policy_json, revision }: TenantRow): Tenant {
     const known = this.#parsed.get(id);
     if (known?.revision === revision) return known.tenant;
-    const tenant = this.#parse(id, JSON.parse(policy_json) as TenantSettings);
+    const tenant = this.#stored(id, JSON.parse(policy_json) as TenantSettings);
     this.#parsed.set(id, { revision, tenant });
     return tenant;
+  }
+
+  /** What was right when it was stored: this service may have started with less since. */
+  #stored(id: string, settings: TenantSettings): Tenant {
+    try {
+      return this.#parse(id, settings);
+    } catch (cause) {
+      const detail = `the policy of tenant ${id} is more than this service has now`;
+      throw new Problem("host-cannot", detail, { retryAfterS: 60, cause });
+    }
   }
 
   #parse(id: string, settings: TenantSettings): Tenant {

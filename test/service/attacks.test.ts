@@ -43,6 +43,22 @@ const posted = (key: string, body: object, headers = "") => {
 const runsOf = (dir: string, tenant: string, act: string) =>
   audited(dir).filter((line) => line["tenant"] === tenant && line["act"] === act && line["kind"] === "run");
 
+test("requests without a key fill the audit log with so many lines a minute, and hold up nobody who has one", async () => {
+  const one = await start({ now: () => 1_900_000_000_000 });
+  const statuses = new Set<number>();
+  for (let i = 0; i < 700; i += 50) {
+    const asked = () => one.ask("GET", "/v1", { key: "nobody" });
+    for (const { status } of await Promise.all(Array.from({ length: 50 }, asked))) statuses.add(status);
+  }
+  expect([...statuses]).toEqual([401, 429]);
+  expect(audited(one.dir).filter(({ kind }) => kind === "auth")).toHaveLength(600);
+  expect((await one.ask("GET", "/v1")).status).toBe(200);
+  expect((await one.ask("GET", "/v1", { key: one.service.made?.adminKey ?? "" })).status).toBe(401);
+  expect(audited(one.dir).filter(({ reason }) => reason === "forbidden")).toHaveLength(1);
+  await one.service.close();
+  fs.rmSync(path.dirname(one.dir), { recursive: true });
+});
+
 describe("what a client accepts", () => {
   test.each(["text/event-stream;q=0", "application/json, text/event-stream; q=0", "text/event-streams"])(
     "as %s is answered with a body, not a stream",
@@ -153,6 +169,69 @@ test("a directory of the host is named to its administrator and to no tenant", a
   expect(it.log.join("")).toContain(root); // the operator's log says what is missing
 });
 
+test("a run that was begun and refused by the sandbox has its end in the audit log, and is not on the bill", async () => {
+  const key = await it.tenant("refused", settings());
+  const input = JSON.parse("[".repeat(100) + "]".repeat(100)) as unknown;
+  const body = { source: "1", type: "script", input };
+  const answer = await it.ask("POST", "/v1/runs", { key, body });
+  expect(answer).toMatchObject({ status: 400, body: { code: "bad-request" } });
+  const begun = runsOf(it.dir, "refused", "started");
+  expect(begun).toHaveLength(1); // the control
+  expect(runsOf(it.dir, "refused", "refused")).toMatchObject([
+    { run: begun[0]?.["run"], code: "bad-request" },
+  ]);
+  expect((await it.ask("GET", "/v1", { key })).body.today.runs).toBe(0);
+});
+
+test("a secret stands in no answer, log or line when the request that it goes out with fails", async () => {
+  const values = ["hush-1234-abcd", "hush-line\nhush-next", "hush-\u2603-snow"];
+  for (const [i, value] of values.entries()) {
+    const inject = [{ host: "127.0.0.1", header: "x-token", secret: { env: "TOKEN" } }];
+    const policy = { grants: { http: { allow: ["http://127.0.0.1:1/*"], open: ["127.0.0.1/32"], inject } } };
+    const key = await it.tenant(`hush-${i}`, { policy });
+    await it.ask("PUT", "/v1/secrets/TOKEN", { key, body: { value } });
+    const source = "export default async () => { try { await fetch('http://127.0.0.1:1/x') } catch (error) { return String(error.stack) + error } }"; // prettier-ignore
+    const answer = await it.ask("POST", "/v1/runs", { key, body: { source, grants: ["http"] } });
+    // One goes out and is not answered; the others are no header.
+    expect(i === 0 ? answer.body.outcome.value : answer.body.detail).toContain(
+      i === 0 ? "fetch failed" : "must be printable ASCII",
+    );
+    expect(JSON.stringify(answer.body)).not.toMatch(/hush-(?!\d)|hush-1234/);
+  }
+  expect(it.log.join("") + JSON.stringify(audited(it.dir))).not.toMatch(/hush-(?!\d")|hush-1234/);
+});
+
+describe("bodies that are announced and do not come", () => {
+  test("have so much room in all of one tenant, and give it back when they are gone", async () => {
+    const { key = "" } = it.service.made ?? {};
+    const { port } = new URL(it.service.address);
+    const bytes = 15 * 1024 * 1024;
+    const sockets: net.Socket[] = [];
+    /** Announces a body and sends a byte of it; resolves to the answer's first line if one comes before the body has. */
+    const announce = () =>
+      new Promise<string>((resolve) => {
+        const socket = net.connect(Number(port), "127.0.0.1");
+        sockets.push(socket);
+        socket.on("error", () => {}); // it may be cut with the answer
+        socket.on("data", (data) => resolve(data.toString("latin1").split("\r\n")[0] ?? ""));
+        socket.write(`POST /v1/runs HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ${key}\r\ncontent-type: application/json\r\ncontent-length: ${bytes}\r\n\r\n{`); // prettier-ignore
+      });
+    expect(await Promise.race(Array.from({ length: 6 }, announce))).toBe("HTTP/1.1 503 Service Unavailable");
+    const other = await it.tenant("unhindered");
+    expect(
+      (await it.ask("POST", "/v1/runs", { key: other, body: { source: "1", type: "script" } })).status,
+    ).toBe(200);
+    for (const socket of sockets) socket.destroy();
+    const input = "x".repeat(1024 * 1024);
+    const body = { source: "export default (text) => text.length", input };
+    for (;;) {
+      const { status, body: answer } = await it.ask("POST", "/v1/runs", { body });
+      if (status === 200) return expect(answer.outcome.value).toBe(input.length);
+      expect(status).toBe(503); // the sockets' ends are on their way
+    }
+  });
+});
+
 describe("an audit log that cannot be written", () => {
   test("stops changes of policies, new keys and runs before they are made", async () => {
     const one = await start();
@@ -175,6 +254,20 @@ describe("an audit log that cannot be written", () => {
     await one.service.close();
     fs.rmSync(path.dirname(one.dir), { recursive: true });
   });
+});
+
+test("a service that starts with less than a policy has tells the operator's mistake as the operator's", async () => {
+  const one = await start();
+  const made = one.service.made ?? { key: "", adminKey: "" };
+  await one.service.close();
+  const less = await start({ dataDir: one.dir, limits: { wallMs: 1000, cpuMs: 1000 } }, made);
+  expect(await less.ask("GET", "/v1")).toMatchObject({ status: 503, body: { code: "host-cannot" } });
+  expect(less.log.join("")).toContain("policy.limits.wallMs");
+  const fitting = { body: { policy: { limits: { wallMs: 1000, cpuMs: 1000 } } } };
+  expect((await less.admin("PUT", "/admin/v1/tenants/default", fitting)).status).toBe(200);
+  expect((await less.ask("GET", "/v1")).status).toBe(200);
+  await less.service.close();
+  fs.rmSync(path.dirname(one.dir), { recursive: true });
 });
 
 describe("a first start", () => {
