@@ -1,14 +1,16 @@
 /** What a tenant can do over HTTP: run, keep scripts, store secrets, see what it used. */
 import { randomUUID } from "node:crypto";
+import type { FastifyReply } from "fastify";
 import { z } from "zod";
 import { policyWords } from "../policy-words.js";
 import { grantsOf, hollowPowers } from "../grants.js";
-import { plainOutcome } from "../show.js";
+import { jsonable, plainOutcome } from "../show.js";
 import { environmentTypes } from "../types.js";
 import { tenantOf, wholeNumber, type App, type ServiceParts } from "./app.js";
 import { badField, Problem } from "./problems.js";
 import { asProblem } from "./runner.js";
 import {
+  keyFacts,
   problem,
   runRequest,
   runResult,
@@ -16,6 +18,7 @@ import {
   scriptName,
   secretName,
   storedScript,
+  storedSecret,
   usageDay,
 } from "./schemas.js";
 
@@ -38,21 +41,27 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
     },
   );
 
-  app.get("/v1", { schema: { summary: "What this key may do", tags: ["policy"] } }, async (request) => {
-    const tenant = tenantOf(request);
-    const { runs, cpuSeconds } = await usage.today(tenant.id);
-    return {
-      tenant: tenant.id,
-      version: parts.version,
-      bodyBytes: parts.bodyBytes,
-      engine: tenant.policy.engine,
-      engines: tenant.settings.engines,
-      limits: tenant.limits,
-      grants: policyWords(tenant.policy).map((grant) => (grant.type === "kv" ? { ...grant, what: "a key-value store, which the service keeps" } : grant)), // prettier-ignore
-      quotas: tenant.settings.quotas,
-      today: { runs, cpuSeconds },
-    };
-  });
+  app.get(
+    "/v1",
+    {
+      schema: { summary: "What this key may do", tags: ["policy"], response: { 200: keyFacts, ...problems } },
+    },
+    async (request) => {
+      const tenant = tenantOf(request);
+      const { runs, cpuSeconds } = await usage.today(tenant.id);
+      return {
+        tenant: tenant.id,
+        version: parts.version,
+        bodyBytes: parts.bodyBytes,
+        engine: tenant.policy.engine,
+        engines: tenant.settings.engines,
+        limits: tenant.limits,
+        grants: policyWords(tenant.policy).map((grant) => (grant.type === "kv" ? { ...grant, what: "a key-value store, which the service keeps" } : grant)), // prettier-ignore
+        quotas: tenant.settings.quotas,
+        today: { runs, cpuSeconds },
+      };
+    },
+  );
   app.get(
     "/v1/types",
     { schema: { summary: "The declarations of env, with all of the policy's grants", tags: ["policy"] } },
@@ -94,12 +103,13 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
             key,
             signal: stream.abort.signal,
             onLog: (entry) => stream.push("log", entry),
-            onEvent: ({ name, data, seq }) => stream.push("event", { name, data, seq }),
+            onEvent: ({ name, data, seq }) => stream.push("event", { name, data: jsonable(data), seq }),
           })
           .then(
             (outcome) => stream.push("outcome", { id, outcome: plainOutcome(outcome) }),
             (error: unknown) => stream.push("problem", asProblem(error).document()),
           );
+        beginStream(reply);
         await reply.sse.send(stream.listen(0, gone.signal));
         return;
       }
@@ -124,6 +134,7 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
       const after = wholeNumber("last-event-id", typeof header === "string" ? header : undefined, 0, 2 ** 40);
       const gone = new AbortController();
       reply.raw.once("close", () => gone.abort());
+      beginStream(reply);
       await reply.sse.send(stream.listen(after, gone.signal));
     },
   );
@@ -211,7 +222,13 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
   const secret = z.object({ name: secretName });
   app.get(
     "/v1/secrets",
-    { schema: { summary: "Names of stored secrets", tags: ["secrets"] } },
+    {
+      schema: {
+        summary: "Names of stored secrets",
+        tags: ["secrets"],
+        response: { 200: z.object({ secrets: z.array(storedSecret) }), ...problems },
+      },
+    },
     async (request) => ({
       secrets: await tenants.secretNames(tenantOf(request).id),
     }),
@@ -279,6 +296,12 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
     },
     async (request) => ({ days: await daysOf(parts, tenantOf(request).id, request.query) }),
   );
+}
+
+/** The head at once, not with the first event: a client needs the run's id to go on, however quiet the run is. */
+function beginStream(reply: FastifyReply): void {
+  reply.sse.sendHeaders();
+  reply.raw.flushHeaders();
 }
 
 /** The last 30 days unless said otherwise. */
