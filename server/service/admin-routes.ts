@@ -2,7 +2,17 @@
 import { createHash } from "node:crypto";
 import { z } from "zod";
 import type { App, ServiceParts } from "./app.js";
-import { apiKey, newKey, problem, tenantId, tenantSettings, usageDay } from "./schemas.js";
+import {
+  apiKey,
+  madeKey,
+  newKey,
+  problem,
+  tenant,
+  tenantEntry,
+  tenantId,
+  tenantSettings,
+  usageDay,
+} from "./schemas.js";
 import { daysOf } from "./tenant-routes.js";
 
 const problems = { "4xx": problem, "5xx": problem };
@@ -26,7 +36,7 @@ export function adminRoutes(app: App, parts: ServiceParts): void {
   );
   app.get("/admin/v1/audit", { schema: { summary: "The head of the audit log's chain: note it elsewhere" } }, () => audit.head); // prettier-ignore
 
-  app.get("/admin/v1/tenants", { schema: { summary: "All tenants", tags } }, async () => ({ tenants: await tenants.list() })); // prettier-ignore
+  app.get("/admin/v1/tenants", { schema: { summary: "All tenants", tags, response: { 200: z.object({ tenants: z.array(tenantEntry) }), ...problems } } }, async () => ({ tenants: await tenants.list() })); // prettier-ignore
   app.put(
     "/admin/v1/tenants/:tenant",
     {
@@ -35,7 +45,7 @@ export function adminRoutes(app: App, parts: ServiceParts): void {
         tags,
         params: one,
         body: tenantSettings,
-        response: { 200: z.object({ id: z.string(), settings: tenantSettings }), ...problems },
+        response: { 200: tenant, ...problems },
       },
     },
     async (request, reply) => {
@@ -50,7 +60,7 @@ export function adminRoutes(app: App, parts: ServiceParts): void {
   );
   app.get(
     "/admin/v1/tenants/:tenant",
-    { schema: { summary: "One tenant", tags, params: one, response: { 200: z.object({ id: z.string(), settings: tenantSettings }), ...problems } } }, // prettier-ignore
+    { schema: { summary: "One tenant", tags, params: one, response: { 200: tenant, ...problems } } }, // prettier-ignore
     async (request) => {
       const { id, settings } = await tenants.get(request.params.tenant);
       return { id, settings };
@@ -83,7 +93,7 @@ export function adminRoutes(app: App, parts: ServiceParts): void {
         tags,
         params: one,
         body: newKey,
-        response: { 201: z.object({ id: z.string(), key: z.string() }), ...problems },
+        response: { 201: madeKey, ...problems },
       },
     },
     async (request, reply) => {

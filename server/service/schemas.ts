@@ -175,6 +175,25 @@ export const newKey = z
 export const apiKey = z
   .object({ id: z.string(), name: z.string(), createdMs: z.number(), expiresMs: z.number().nullable() })
   .meta({ id: "ApiKey" });
+export const madeKey = z.object({ id: z.string(), key: z.string() });
+export const tenant = z.object({ id: z.string(), settings: tenantSettings });
+export const storedSecret = z.object({ name: z.string(), updatedMs: z.number() });
+export const tenantEntry = z.object({ id: z.string(), name: z.string(), createdMs: z.number() });
+export const keyFacts = z
+  .object({
+    tenant: z.string(),
+    version: z.string(),
+    bodyBytes: z.number().describe("The most that a request may have."),
+    engine: z.enum(SCRIPT_ENGINES),
+    engines: z.array(z.enum(SCRIPT_ENGINES)),
+    limits: limitsSchema.required(),
+    grants: z.array(
+      z.object({ name: z.string(), type: z.string(), what: z.string(), details: z.array(z.string()) }),
+    ),
+    quotas: tenantSettings.shape.quotas.unwrap(),
+    today: z.object({ runs: z.number(), cpuSeconds: z.number() }),
+  })
+  .meta({ id: "KeyFacts" });
 export const usageDay = z
   .object({
     day: z.string().describe("2030-01-31, UTC."),

@@ -12,6 +12,7 @@ import { tenantOf, wholeNumber, type App, type ServiceParts } from "./app.js";
 import { badField, Problem } from "./problems.js";
 import { asProblem } from "./runner.js";
 import {
+  keyFacts,
   problem,
   runRequest,
   runResult,
@@ -19,6 +20,7 @@ import {
   scriptName,
   secretName,
   storedScript,
+  storedSecret,
   usageDay,
 } from "./schemas.js";
 
@@ -52,21 +54,27 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
     },
   );
 
-  app.get("/v1", { schema: { summary: "What this key may do", tags: ["policy"] } }, async (request) => {
-    const tenant = tenantOf(request);
-    const { runs, cpuSeconds } = await usage.today(tenant.id);
-    return {
-      tenant: tenant.id,
-      version: parts.version,
-      bodyBytes: parts.bodyBytes,
-      engine: tenant.policy.engine,
-      engines: tenant.settings.engines,
-      limits: tenant.limits,
-      grants: grantsShown(tenant.policy),
-      quotas: tenant.settings.quotas,
-      today: { runs, cpuSeconds },
-    };
-  });
+  app.get(
+    "/v1",
+    {
+      schema: { summary: "What this key may do", tags: ["policy"], response: { 200: keyFacts, ...problems } },
+    },
+    async (request) => {
+      const tenant = tenantOf(request);
+      const { runs, cpuSeconds } = await usage.today(tenant.id);
+      return {
+        tenant: tenant.id,
+        version: parts.version,
+        bodyBytes: parts.bodyBytes,
+        engine: tenant.policy.engine,
+        engines: tenant.settings.engines,
+        limits: tenant.limits,
+        grants: policyWords(tenant.policy).map((grant) => (grant.type === "kv" ? { ...grant, what: "a key-value store, which the service keeps" } : grant)), // prettier-ignore
+        quotas: tenant.settings.quotas,
+        today: { runs, cpuSeconds },
+      };
+    },
+  );
   app.get(
     "/v1/types",
     { schema: { summary: "The declarations of env, with all of the policy's grants", tags: ["policy"] } },
@@ -116,6 +124,7 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
             (outcome) => stream.push("outcome", { id, outcome: plainOutcome(outcome) }),
             (error: unknown) => stream.push("problem", asProblem(error).document()),
           );
+        beginStream(reply);
         await reply.sse.send(stream.listen(0, gone));
         return;
       }
@@ -146,6 +155,7 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
       const stream = streams.get(request.params.id, tenantOf(request).id);
       const header = request.headers["last-event-id"];
       const after = wholeNumber("last-event-id", typeof header === "string" ? header : undefined, 0, 2 ** 40);
+      beginStream(reply);
       await reply.sse.send(stream.listen(after, goneWith(reply)));
     },
   );
@@ -233,7 +243,13 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
   const secret = z.object({ name: secretName });
   app.get(
     "/v1/secrets",
-    { schema: { summary: "Names of stored secrets", tags: ["secrets"] } },
+    {
+      schema: {
+        summary: "Names of stored secrets",
+        tags: ["secrets"],
+        response: { 200: z.object({ secrets: z.array(storedSecret) }), ...problems },
+      },
+    },
     async (request) => ({
       secrets: await tenants.secretNames(tenantOf(request).id),
     }),
@@ -301,6 +317,12 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
     },
     async (request) => ({ days: await daysOf(parts, tenantOf(request).id, request.query) }),
   );
+}
+
+/** The head at once, not with the first event: a client needs the run's id to go on, however quiet the run is. */
+function beginStream(reply: FastifyReply): void {
+  reply.sse.sendHeaders();
+  reply.raw.flushHeaders();
 }
 
 /**

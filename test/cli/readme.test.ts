@@ -246,6 +246,11 @@ describe("the README's service", () => {
       { id: "acme" },
       { key: expect.stringMatching(/^dh_/) },
     ]);
+    const [program = "", ...others] = blocks("ts", service);
+    expect(others).toEqual([]);
+    const ours = { env, cwd: root };
+    const ran = await promisify(execFile)(process.execPath, ["--input-type=module", "-e", program.replace("http://127.0.0.1:7070", address)], ours); // prettier-ignore
+    expect(ran.stdout).toBe("hello Ada\nworking\nok\n");
     server.kill("SIGTERM");
     expect((await ended).code).toBe(0);
   });

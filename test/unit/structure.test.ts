@@ -143,6 +143,16 @@ describe("who may import whom", () => {
     expect(shown(wrong)).toEqual([]);
   });
 
+  test("the service's client loads nothing of the service, of Node or of a package", () => {
+    const loaded = [...reached("server/client.ts")];
+    expect(loaded.every((file) => /^server\/client[./]/.test(file))).toBe(true);
+    const all = loaded.flatMap((file) => graph.get(file) ?? []);
+    expect(all.filter(({ typeOnly }) => typeOnly).map(({ what }) => what)).toContain("zod"); // the control
+    expect(all.filter(({ typeOnly, file }) => !typeOnly && file === undefined)).toEqual([]);
+    const text = loaded.map((file) => fs.readFileSync(path.join(root, file), "utf8")).join("\n");
+    expect(text).not.toMatch(/\b(?:process|Buffer|require)\b[.(]/);
+  });
+
   test("nothing of the product imports a test or a sample", () => {
     const all = FOLDERS.flatMap((folder) => importsIn(folder));
     expect(all.length).toBeGreaterThan(50);
