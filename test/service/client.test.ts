@@ -133,6 +133,14 @@ describe("a stream", () => {
     }
   });
 
+  test("of a run that says nothing names the run at once", async () => {
+    const silent = JSON.stringify({ source: "for (;;);", type: "script", limits: ENDLESS.limits });
+    const headers = { accept: "text/event-stream", "content-type": "application/json", authorization: `Bearer ${it.service.made?.key}` }; // prettier-ignore
+    const response = await fetch(`${it.service.address}/v1/runs`, { method: "POST", body: silent, headers });
+    await client.cancel(response.headers.get("x-run-id") ?? ""); // before its limit of time, or it would be "stopped"
+    expect(await response.text()).toContain('"status":"cancelled"');
+  });
+
   test("that is cancelled by its id ends with that outcome", async () => {
     const events: RunEvent[] = [];
     for await (const event of client.stream(ENDLESS)) {

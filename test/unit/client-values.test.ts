@@ -29,7 +29,7 @@ describe("a value that crossed as JSON", () => {
     ["BigInt64Array", BigInt64Array.of(-1n, 2n)],
     ["BigUint64Array", BigUint64Array.of(2n ** 64n - 1n)],
     ["an object with a key $type", { $type: "Map", entries: [{ $type: undefined }] }],
-    ["keys of Object's own", { toString: 1, hasOwnProperty: null, then: [] }],
+    ["keys of Object's own", { toString: 1, hasOwnProperty: null, valueOf: [] }],
   ])("is what it was: %s", (_name, value) => {
     const back = decodeValue(sent(value));
     expect(back).toStrictEqual(value);
