@@ -69,7 +69,7 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
         engine: tenant.policy.engine,
         engines: tenant.settings.engines,
         limits: tenant.limits,
-        grants: policyWords(tenant.policy).map((grant) => (grant.type === "kv" ? { ...grant, what: "a key-value store, which the service keeps" } : grant)), // prettier-ignore
+        grants: grantsShown(tenant.policy),
         quotas: tenant.settings.quotas,
         today: { runs, cpuSeconds },
       };
