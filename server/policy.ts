@@ -329,14 +329,13 @@ function problemsOfIssue(
   if (issue.code === "invalid_type" && issue.message.endsWith("received undefined")) {
     return [{ field: fieldName(at), message: `is missing: it must be ${article(issue.expected)}` }];
   }
-  const name = `${String(at.at(-1))} `; // limits have theirs in the message
-  const message = issue.message.startsWith(name) ? issue.message.slice(name.length) : issue.message;
-  return [
-    {
-      field: fieldName(at),
-      message: message.replace(/^(?:Invalid input|Invalid option|Too small|Too big): /, ""),
-    },
-  ];
+  return [{ field: fieldName(at), message: issueWords(String(at.at(-1)), issue.message) }];
+}
+
+/** What an issue says beside its field's name: limits have theirs in the message, zod the kind of issue. */
+export function issueWords(name: string, message: string): string {
+  const words = message.startsWith(`${name} `) ? message.slice(name.length + 1) : message;
+  return words.replace(/^(?:Invalid input|Invalid option|Too small|Too big): /, "");
 }
 
 const article = (noun: string): string => `${/^[aeiou]/.test(noun) ? "an" : "a"} ${noun}`;

@@ -12,6 +12,7 @@ import { Capability } from "../hostapi/capability.js";
 import { SandboxError } from "./errors.js";
 import type { Limits, PartialLimits } from "./limits.js";
 import { parse, runSchema, type Grant, type RunOptions } from "./options.js";
+import { errorSchema, logLevelSchema, stopSchema, usageSchema } from "./outcome-schema.js";
 import type { LogEntry, Outcome, ScriptError, Stop, StopReason, Usage } from "./outcome.js";
 import type { Sandbox } from "./sandbox.js";
 import { errorText, jsonable, logText, neutral, painter, safeJson, stopText } from "./show.js";
@@ -98,39 +99,17 @@ const argumentsSchema = z.strictObject({
   input: z.unknown().optional().describe("Any JSON: the first argument of the default export."),
 });
 
-const logSchema = z.object({ level: z.enum(["debug", "log", "info", "warn", "error"]), text: z.string() });
+const logSchema = z.object({ level: logLevelSchema, text: z.string() });
 
 /** One flat object, for a tool's output must be one; which fields it has depends on `status`. */
 const answerSchema = z.object({
   status: z.enum(["ok", "threw", "stopped", "cancelled", "refused", "unavailable"]),
   value: z.unknown().optional().describe("With ok: what the code returned."),
-  error: z
-    .object({ name: z.string(), message: z.string(), stack: z.string() })
-    .optional()
-    .describe("With threw: the code's own error."),
-  stop: z
-    .object({
-      reason: z.string(),
-      layer: z.string(),
-      limit: z.number().optional(),
-      measured: z.number().optional(),
-      syscall: z.string().optional(),
-      detail: z.string().optional(),
-    })
-    .optional()
-    .describe("With stopped: which limit or layer ended the run."),
+  error: errorSchema.optional().describe("With threw: the code's own error."),
+  stop: stopSchema.optional().describe("With stopped: which limit or layer ended the run."),
   problem: z.string().optional().describe("With refused and unavailable: why nothing ran."),
   logs: z.array(logSchema).optional(),
-  usage: z
-    .object({
-      wallMs: z.number(),
-      cpuMs: z.number(),
-      peakMemoryBytes: z.number(),
-      hostCalls: z.number(),
-      bytesIn: z.number(),
-      bytesOut: z.number(),
-    })
-    .optional(),
+  usage: usageSchema.optional(),
 });
 
 /** Of the text, in UTF-16 units: what a model can read at once, by parts. Together they stay below 16,000. */

@@ -1,23 +1,21 @@
 /** What an administrator can do: tenants, their keys, what they used; metrics for the monitoring beside it. */
-import { createHash } from "node:crypto";
 import { z } from "zod";
 import type { App, ServiceParts } from "./app.js";
+import { sha256 } from "./audit-line.js";
 import {
   apiKey,
   madeKey,
   newKey,
-  problem,
+  nothing,
+  problems,
   tenant,
   tenantEntry,
   tenantId,
   tenantSettings,
-  usageDay,
+  usageAnswers,
+  usageRange,
 } from "./schemas.js";
 import { daysOf } from "./tenant-routes.js";
-
-const problems = { "4xx": problem, "5xx": problem };
-const nothing = { 204: z.null().describe("Done."), ...problems };
-const day = z.iso.date("must be a day such as 2030-01-31");
 
 export function adminRoutes(app: App, parts: ServiceParts): void {
   const { tenants, audit, metrics } = parts;
@@ -51,7 +49,7 @@ export function adminRoutes(app: App, parts: ServiceParts): void {
     async (request, reply) => {
       const { tenant } = request.params;
       const act = await tenants.check(tenant, request.body);
-      const policy = createHash("sha256").update(JSON.stringify(request.body)).digest("hex");
+      const policy = sha256(JSON.stringify(request.body));
       audit.append({ kind: "policy", act, by: request.holder.key, tenant, policy });
       await tenants.put(tenant, request.body);
       void reply.code(act === "created" ? 201 : 200);
@@ -129,8 +127,8 @@ export function adminRoutes(app: App, parts: ServiceParts): void {
         summary: "What a tenant used, by day",
         tags: ["usage"],
         params: one,
-        querystring: z.strictObject({ from: day.optional(), to: day.optional() }),
-        response: { 200: z.object({ days: z.array(usageDay) }), ...problems },
+        querystring: usageRange,
+        response: usageAnswers,
       },
     },
     async (request) => {

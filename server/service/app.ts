@@ -25,11 +25,12 @@ import {
   type ZodFastifySchemaValidationError,
   type ZodTypeProvider,
 } from "fastify-type-provider-zod";
+import { issueWords } from "../policy.js";
 import { jsonText } from "../show.js";
 import type { AuditLog } from "./audit-log.js";
 import type { Idempotency } from "./idempotency.js";
 import type { Metrics } from "./metrics.js";
-import { badField, Problem, type FieldError, type ProblemCode } from "./problems.js";
+import { badField, badFields, Problem, type FieldError, type ProblemCode } from "./problems.js";
 import { asProblem, type Runner } from "./runner.js";
 import type { Streams } from "./streams.js";
 import type { Tenant, Tenants } from "./tenants.js";
@@ -239,8 +240,7 @@ class BodyRoom {
 
 function problemOf(error: FastifyError | Error): Problem {
   if (hasZodFastifySchemaValidationErrors(error)) {
-    const errors = error.validation.flatMap((issue) => fieldErrors(issue));
-    return new Problem("bad-request", errors.map(({ field, message }) => `${field}: ${message}`).join("; "), { errors }); // prettier-ignore
+    return badFields(error.validation.flatMap((issue) => fieldErrors(issue)));
   }
   const code = "code" in error ? CLIENT_ERRORS[error.code] : undefined;
   if (code !== undefined) return new Problem(code, WORDS[code] ?? "the body cannot be read");
@@ -275,9 +275,8 @@ function fieldErrors({
   const { keys } = params as { keys?: unknown };
   if (Array.isArray(keys))
     return keys.map((key) => ({ field: `${field}${field === "" ? "" : "."}${String(key).slice(0, 100)}`, message: "there is no such field" })); // prettier-ignore
-  const name = `${field.split(".").at(-1)} `; // limits have theirs in the message
-  const words = message.startsWith(name) ? message.slice(name.length) : message;
-  return [{ field: field === "" ? "body" : field, message: words.replace(/^(?:Invalid input|Invalid option|Too small|Too big): /, "").slice(0, 500) }]; // prettier-ignore
+  const words = issueWords(field.split(".").at(-1) ?? "", message);
+  return [{ field: field === "" ? "body" : field, message: words.slice(0, 500) }];
 }
 
 /** The tenant of a request to the tenants' application. */

@@ -78,7 +78,9 @@ export function writeLine(
 const hashOf = (prev: string, record: string): string =>
   createHash("sha256").update(prev, "latin1").update(record, "latin1").digest("hex");
 
-export const sha256 = (bytes: Uint8Array): string => createHash("sha256").update(bytes).digest("hex");
+/** In hex; of a text, of its UTF-8. */
+export const sha256 = (bytes: Uint8Array | string): string =>
+  createHash("sha256").update(bytes).digest("hex");
 
 // ---- a line read again ----------------------------------------------------------------------------------------------
 

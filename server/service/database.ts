@@ -1,7 +1,7 @@
 /**
  * Where the service keeps its state: one small port over SQL, with a driver for a file (SQLite) and one for a server
  * (PostgreSQL). Statements are written once, in what both understand: `?` for a value, texts and whole numbers and nothing
- * else in columns, `ON CONFLICT`, `RETURNING`, `IS NOT DISTINCT FROM`.
+ * else in columns, `ON CONFLICT` and `RETURNING`.
  *
  * The rule: what must be true together is written in one transaction, and what several nodes may do at once is decided by
  * a condition in the statement, never by having read before. (The failure behind it: two nodes that both saw a free job.)
@@ -27,7 +27,6 @@ export interface Queries {
 }
 
 export interface Database extends Queries {
-  readonly kind: "sqlite" | "postgres";
   /**
    * What `act` does through its argument happens as a whole or not at all; it may be called again where the server asks to
    * repeat. Nothing but queries may be awaited in it.
@@ -98,7 +97,6 @@ async function openFile(file: string): Promise<Database> {
     run: async (sql, ...values) => prepared(sql).run(...values).changes,
   };
   return {
-    kind: "sqlite",
     all: (sql, ...values) => alone(() => queries.all(sql, ...values)),
     run: (sql, ...values) => alone(() => queries.run(sql, ...values)),
     transaction: (act) =>
@@ -195,7 +193,7 @@ async function openPostgres(url: string): Promise<Database> {
     const remedy = "Check that the server runs, and that the user may create tables in the database.";
     throw new SandboxError("host-cannot", message, { cause, remedy });
   }
-  return { kind: "postgres", ...queriesOf(pool), transaction, close: () => pool.end() };
+  return { ...queriesOf(pool), transaction, close: () => pool.end() };
 }
 
 const numberedStatements = new Map<string, string>();

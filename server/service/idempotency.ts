@@ -6,7 +6,8 @@
  * refused has not run and gives the key back. What may have run and whose answer is not there (the process died, or the
  * tenant's storage has no room for it) is told as just that, never run a second time.
  */
-import { createHash, randomUUID } from "node:crypto";
+import { randomUUID } from "node:crypto";
+import { sha256 } from "./audit-line.js";
 import { first, type Database } from "./database.js";
 import { badField, Problem } from "./problems.js";
 import { storedBytes, type Tenant } from "./tenants.js";
@@ -53,7 +54,7 @@ export class Idempotency {
     request: unknown,
     run: () => Promise<string>,
   ): Promise<{ answer: string; again: boolean }> {
-    const fingerprint = createHash("sha256").update(JSON.stringify(request)).digest("hex");
+    const fingerprint = sha256(JSON.stringify(request));
     const now = this.#now();
     await this.#db.run("DELETE FROM idempotency WHERE tenant = ? AND key = ? AND started_ms <= ?", tenant.id, key, now - KEEP_MS); // prettier-ignore
     const taken = await this.#db.run(

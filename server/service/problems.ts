@@ -141,6 +141,12 @@ export class Problem extends Error {
   }
 }
 
-/** One field that is wrong, as a problem. */
-export const badField = (field: string, message: string, code: ProblemCode = "bad-request"): Problem =>
-  new Problem(code, `${field}: ${message}`, { errors: [{ field, message }] });
+/** Fields that are wrong, as one problem that tells of each. */
+export const badFields = (
+  errors: FieldError[],
+  { code = "bad-request", cause }: { code?: ProblemCode; cause?: unknown } = {},
+): Problem =>
+  new Problem(code, errors.map(({ field, message }) => `${field}: ${message}`).join("; "), { errors, cause });
+
+export const badField = (field: string, message: string, code?: ProblemCode): Problem =>
+  badFields([{ field, message }], code === undefined ? {} : { code });

@@ -5,7 +5,6 @@
  * The rule: the audit log has the line before the act, and a line that cannot be written stops the act. What a run may do
  * is the tenant's policy, narrowed by the request, never the request alone.
  */
-import { createHash } from "node:crypto";
 import { trace } from "@opentelemetry/api";
 import type { RunEvent } from "../../hostapi/events.js";
 import type { KvStore } from "../../hostapi/kv-store.js";
@@ -22,8 +21,9 @@ import type { GrantPolicy, Policy } from "../policy-schema.js";
 import { Sandbox } from "../sandbox.js";
 import { callEvent } from "./audit-events.js";
 import { AuditError } from "./audit-directory.js";
+import { sha256 } from "./audit-line.js";
 import type { AuditLog } from "./audit-log.js";
-import { badField, Problem } from "./problems.js";
+import { badField, badFields, Problem } from "./problems.js";
 import type { RunRequest } from "./schemas.js";
 import type { Metrics } from "./metrics.js";
 import type { Tenant, Tenants } from "./tenants.js";
@@ -159,7 +159,7 @@ export class Runner {
     const { tenants, usage, audit, metrics } = this.#parts;
     const stored = request.script === undefined ? undefined : await tenants.script(tenant, request.script);
     const { source = "", type, language, modules } = stored?.content ?? request;
-    const script = createHash("sha256").update(source).digest("hex");
+    const script = sha256(source);
     const sandbox = await this.#parts.sandbox(engine);
     const needsSecrets = Object.values(policy.opened.grants).some(({ type: kind }) => kind === "secret" || kind === "http"); // prettier-ignore
     const granted = await grantsOf(policy.opened, {
@@ -290,7 +290,7 @@ export function asProblem(error: unknown): Problem {
       return new Problem("host-cannot", "a directory of the tenant's policy cannot be opened", { retryAfterS: 30, cause: error }); // prettier-ignore
     const errors = error.problems.map(({ field, message }) => ({ field, message }));
     // A stored secret that is not there: told by field.
-    return new Problem("bad-request", errors.map(({ field, message }) => `${field}: ${message}`).join("; "), { errors, cause: error }); // prettier-ignore
+    return badFields(errors, { cause: error });
   }
   if (error instanceof SandboxError) {
     switch (error.code) {

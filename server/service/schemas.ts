@@ -5,6 +5,7 @@
 import { z } from "zod";
 import { SCRIPT_ENGINES } from "../engines.js";
 import { limitsSchema } from "../options.js";
+import { errorSchema, logLevelSchema, stopSchema, usageSchema } from "../outcome-schema.js";
 import { weakeningSchema } from "../policy-schema.js";
 
 const GRANT = /^(?!then$|__proto__$)[A-Za-z_$][\w$]{0,63}$/;
@@ -75,32 +76,16 @@ export const runRequest = z
   .meta({ id: "RunRequest" });
 export type RunRequest = z.output<typeof runRequest>;
 
-const stop = z.object({
-  reason: z.string(),
-  layer: z.string(),
-  limit: z.number().optional(),
-  measured: z.number().optional(),
-  syscall: z.string().optional(),
-  detail: z.string().optional(),
-});
 export const logEntry = z
   .object({
-    level: z.enum(["debug", "log", "info", "warn", "error"]),
+    level: logLevelSchema,
     args: z.array(z.string()),
     timeMs: z.number(),
   })
   .meta({ id: "LogEntry" });
-const usage = z.object({
-  wallMs: z.number(),
-  cpuMs: z.number(),
-  peakMemoryBytes: z.number(),
-  hostCalls: z.number(),
-  bytesIn: z.number(),
-  bytesOut: z.number(),
-});
 const facts = {
   logs: z.array(logEntry),
-  usage,
+  usage: usageSchema,
   ledger: z.array(z.object({ capability: z.string(), method: z.string(), calls: z.number() }).loose()),
   layers: z.object({
     hull: z.enum(["double", "language-only"]),
@@ -113,10 +98,10 @@ export const outcome = z
     z.object({ status: z.literal("ok"), value: z.unknown(), ...facts }),
     z.object({
       status: z.literal("threw"),
-      error: z.object({ name: z.string(), message: z.string(), stack: z.string() }),
+      error: errorSchema,
       ...facts,
     }),
-    z.object({ status: z.literal("stopped"), stop, ...facts }),
+    z.object({ status: z.literal("stopped"), stop: stopSchema, ...facts }),
     z.object({ status: z.literal("cancelled"), ...facts }),
   ])
   .meta({
@@ -218,3 +203,12 @@ export const problem = z
     errors: z.array(z.object({ field: z.string(), message: z.string() })).optional(),
   })
   .meta({ id: "Problem", description: "RFC 9457" });
+
+/** What a route answers besides what it is for; and of one that has nothing to say. */
+export const problems = { "4xx": problem, "5xx": problem };
+export const nothing = { 204: z.null().describe("Done."), ...problems };
+
+const day = z.iso.date("must be a day such as 2030-01-31");
+/** Of a question for usage, and its answers. */
+export const usageRange = z.strictObject({ from: day.optional(), to: day.optional() });
+export const usageAnswers = { 200: z.object({ days: z.array(usageDay) }), ...problems };

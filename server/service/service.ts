@@ -11,6 +11,7 @@ import { sqliteStore } from "../../hostapi/kv-sqlite.js";
 import { StoreError } from "../../hostapi/sqlite.js";
 import type { ScriptEngine } from "../engines.js";
 import { SandboxError } from "../errors.js";
+import { files } from "../hostapi.js";
 import { completeLimits, type Limits, type PartialLimits } from "../limits.js";
 import { Sandbox } from "../sandbox.js";
 import { adminRoutes } from "./admin-routes.js";
@@ -144,14 +145,15 @@ async function start(
     }
     return sum;
   });
-  const files = async () => {
-    const [{ filesWith }, { beneath }] = await Promise.all([
-      import("../../hostapi/files.js"),
-      import("../../osjail/beneath.js"),
-    ]);
-    return filesWith(beneath());
-  };
-  const runner = new Runner({ sandbox, tenants, usage, audit, metrics, store, files });
+  const runner = new Runner({
+    sandbox,
+    tenants,
+    usage,
+    audit,
+    metrics,
+    store,
+    files: () => Promise.resolve(files),
+  });
   const parts: ServiceParts = {
     version,
     bodyBytes: BODY_BYTES,

@@ -13,7 +13,8 @@ import { badField, Problem } from "./problems.js";
 import { asProblem } from "./runner.js";
 import {
   keyFacts,
-  problem,
+  nothing,
+  problems,
   runRequest,
   runResult,
   scriptContent,
@@ -21,12 +22,9 @@ import {
   secretName,
   storedScript,
   storedSecret,
-  usageDay,
+  usageAnswers,
+  usageRange,
 } from "./schemas.js";
-
-const problems = { "4xx": problem, "5xx": problem };
-const nothing = { 204: z.null().describe("Done."), ...problems };
-const day = z.iso.date("must be a day such as 2030-01-31");
 
 /** A policy's grants in words, without what is this host's: the place of a file or directory. */
 const grantsShown = ({ grants }: Policy) =>
@@ -311,8 +309,8 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
       schema: {
         summary: "What was used, by day",
         tags: ["usage"],
-        querystring: z.strictObject({ from: day.optional(), to: day.optional() }),
-        response: { 200: z.object({ days: z.array(usageDay) }), ...problems },
+        querystring: usageRange,
+        response: usageAnswers,
       },
     },
     async (request) => ({ days: await daysOf(parts, tenantOf(request).id, request.query) }),

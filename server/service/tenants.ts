@@ -5,14 +5,15 @@
  * one tenant's names mean nothing in another's request. Of a key only a hash is kept, of a secret only what the service's
  * own key has sealed (AES-256-GCM, NIST SP 800-38D), bound to its tenant and name.
  */
-import { createCipheriv, createDecipheriv, createHash, randomBytes, timingSafeEqual } from "node:crypto";
+import { createCipheriv, createDecipheriv, randomBytes, timingSafeEqual } from "node:crypto";
 import type { SqliteStore } from "../../hostapi/kv-sqlite.js";
 import { SandboxError } from "../errors.js";
 import { completeLimits, LIMITS, type LimitName, type Limits } from "../limits.js";
 import { policyOf, PolicyError, type Problem as PolicyProblem } from "../policy.js";
 import type { GrantPolicy, Policy } from "../policy-schema.js";
+import { sha256 } from "./audit-line.js";
 import { first, type Database, type Queries } from "./database.js";
-import { Problem } from "./problems.js";
+import { badFields, Problem } from "./problems.js";
 import type { ScriptContent, TenantSettings } from "./schemas.js";
 
 export interface Tenant {
@@ -52,8 +53,6 @@ interface ScriptRow {
   bytes: number;
   created_ms: number;
 }
-
-const hashOf = (text: string): string => createHash("sha256").update(text).digest("hex");
 
 export class Tenants {
   readonly #db: Database;
@@ -196,7 +195,7 @@ export class Tenants {
       id,
       tenant,
       name,
-      hashOf(secret),
+      sha256(secret),
       this.#now(),
       expiresMs ?? null,
     );
@@ -226,7 +225,7 @@ export class Tenants {
       return { refused: authorization === undefined ? "missing" : "unknown", key: undefined };
     const row = await first<KeyRow>(this.#db, "SELECT * FROM api_keys WHERE id = ?", id);
     // As long for a key that is not there as for a wrong one.
-    const right = timingSafeEqual(Buffer.from(hashOf(secret)), Buffer.from(row?.hash ?? hashOf("")));
+    const right = timingSafeEqual(Buffer.from(sha256(secret)), Buffer.from(row?.hash ?? sha256("")));
     if (row === undefined || !right) return { refused: "unknown", key: id };
     if (row.expires_ms !== null && row.expires_ms <= this.#now()) return { refused: "expired", key: id };
     if (row.tenant === null) return { key: id, admin: true };
@@ -242,7 +241,7 @@ export class Tenants {
     content: ScriptContent,
   ): Promise<{ created: boolean; version: number; hash: string }> {
     const json = JSON.stringify(content);
-    const [bytes, hash] = [Buffer.byteLength(json), hashOf(json)];
+    const [bytes, hash] = [Buffer.byteLength(json), sha256(json)];
     return this.#db.transaction(async (queries) => {
       // A writer of the tenant's at a time: the row is locked until the end (SQLite: the whole file is).
       await queries.run("UPDATE tenants SET revision = revision WHERE id = ?", tenant.id);
@@ -375,12 +374,9 @@ export async function storedBytes(queries: Queries, tenant: string): Promise<num
 }
 
 const policyProblem = (problems: readonly PolicyProblem[]): Problem =>
-  new Problem("bad-request", problems.map(({ field, message }) => `policy.${field}: ${message}`).join("; "), {
-    errors: problems.map(({ field, message }) => ({
-      field: field === "" ? "policy" : `policy.${field}`,
-      message,
-    })),
-  });
+  badFields(
+    problems.map(({ field, message }) => ({ field: field === "" ? "policy" : `policy.${field}`, message })),
+  );
 
 /** What a policy file may have and a tenant's policy may not: things of this host that only its own user could mean. */
 function unfit(name: string, grant: GrantPolicy): PolicyProblem[] {
