@@ -59,6 +59,9 @@ export interface SandboxPowers {
 
 const MAX_TENANT_ZYGOTES = 16;
 
+/** Runs at once, unless said otherwise. */
+export const usualConcurrent = (): number => Math.max(4, 2 * os.availableParallelism());
+
 export class Sandbox {
   readonly #options: ParsedOptions;
   readonly #limits: Limits;
@@ -461,7 +464,7 @@ export class Sandbox {
     { parked, image }: { parked: number; image: "auto" | ImageKind },
   ): Promise<Pool> {
     const { recycleForks = 10_000, recycleMinutes = 60, maxQueue = 1000 } = this.#options;
-    const maxConcurrent = this.#options.maxConcurrent ?? Math.max(4, 2 * os.availableParallelism());
+    const maxConcurrent = this.#options.maxConcurrent ?? usualConcurrent();
     const slots = slotsFor({ parked, maxConcurrent });
     return Pool.create({
       start: (first) =>

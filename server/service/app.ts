@@ -28,7 +28,11 @@ import {
 import { issueWords } from "../policy.js";
 import { jsonText } from "../show.js";
 import type { AuditLog } from "./audit-log.js";
+import type { Database } from "./database.js";
 import type { Idempotency } from "./idempotency.js";
+import type { Jobs } from "./jobs/jobs.js";
+import type { Schedules } from "./jobs/schedules.js";
+import type { JobTable } from "./jobs/table.js";
 import type { Metrics } from "./metrics.js";
 import { badField, badFields, Problem, type FieldError, type ProblemCode } from "./problems.js";
 import { asProblem, type Runner } from "./runner.js";
@@ -44,6 +48,10 @@ export interface ServiceParts {
   runner: Runner;
   streams: Streams;
   idempotency: Idempotency;
+  db: Database;
+  table: JobTable;
+  jobs: Jobs;
+  schedules: Schedules;
   usage: UsageMeter;
   audit: AuditLog;
   metrics: Metrics;
@@ -283,6 +291,27 @@ function fieldErrors({
 export function tenantOf({ holder }: FastifyRequest): Tenant {
   if (holder?.tenant === undefined) throw new Problem("unauthorized", "the request has no valid API key");
   return holder.tenant;
+}
+
+/** The head at once, not with the first event: a client needs the run's id to go on, however quiet the run is. */
+export function beginStream(reply: FastifyReply): void {
+  reply.sse.sendHeaders();
+  reply.raw.flushHeaders();
+}
+
+/**
+ * Aborts when the connection of the answer ends. It is the socket's end that counts: an answer that waits behind another
+ * on the same connection (pipelining) hears nothing of it.
+ */
+export function goneWith({ raw }: FastifyReply): AbortSignal {
+  const gone = new AbortController();
+  const { socket } = raw.req;
+  const abort = () => gone.abort();
+  raw.once("close", abort);
+  socket.once("close", abort);
+  raw.once("finish", () => socket.off("close", abort)); // the connection may serve many more
+  if (socket.destroyed) abort();
+  return gone.signal;
 }
 
 /** A whole number in a query or header. */

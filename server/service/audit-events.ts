@@ -69,7 +69,7 @@ export interface RunRefused {
 
 export interface JobEvent {
   kind: "job";
-  act: "submitted" | "started" | "finished" | "failed" | "cancelled" | "given-up";
+  act: "submitted" | "started" | "finished" | "failed" | "cancelled" | "given-up" | "told";
   job: string;
   tenant: string;
   /** Id of the key or the schedule that caused it. */
@@ -105,6 +105,11 @@ export interface SecretChange extends Change {
   kind: "secret";
   /** Its name. Not even a hash of its value: that could be searched for. */
   secret: string;
+}
+
+export interface ScheduleChange extends Change {
+  kind: "schedule";
+  schedule: string;
 }
 
 export interface AuthRefusal {
@@ -148,6 +153,7 @@ export type AuditEvent =
   | KeyChange
   | PolicyChange
   | SecretChange
+  | ScheduleChange
   | AuthRefusal
   | ServerEvent;
 
@@ -161,6 +167,7 @@ const KINDS: Readonly<Record<Logged["kind"], true>> = {
   key: true,
   policy: true,
   secret: true,
+  schedule: true,
   auth: true,
   server: true,
   recovered: true,
@@ -268,6 +275,8 @@ export function fields(event: Logged, redact: Redact): Record<string, Field> {
       return { ...change(event, name), key: name(event.key), policy: name(event.policy) };
     case "secret":
       return { ...change(event, name), secret: name(event.secret) };
+    case "schedule":
+      return { ...change(event, name), schedule: name(event.schedule) };
     case "auth":
       return { kind, reason: event.reason, key: name(event.key), route: name(event.route) };
     case "server":
@@ -278,7 +287,7 @@ export function fields(event: Logged, redact: Redact): Record<string, Field> {
 }
 
 const change = (
-  { kind, act, by, tenant }: TenantChange | KeyChange | PolicyChange | SecretChange,
+  { kind, act, by, tenant }: TenantChange | KeyChange | PolicyChange | SecretChange | ScheduleChange,
   name: (text: string) => Field,
 ) => ({ kind, act, by: name(by), tenant: name(tenant) });
 

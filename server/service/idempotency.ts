@@ -8,7 +8,7 @@
  */
 import { randomUUID } from "node:crypto";
 import { sha256 } from "./audit-line.js";
-import { first, type Database } from "./database.js";
+import { first, type Database, type Queries } from "./database.js";
 import { badField, Problem } from "./problems.js";
 import { storedBytes, type Tenant } from "./tenants.js";
 
@@ -55,18 +55,8 @@ export class Idempotency {
     run: () => Promise<string>,
   ): Promise<{ answer: string; again: boolean }> {
     const fingerprint = sha256(JSON.stringify(request));
-    const now = this.#now();
-    await this.#db.run("DELETE FROM idempotency WHERE tenant = ? AND key = ? AND started_ms <= ?", tenant.id, key, now - KEEP_MS); // prettier-ignore
-    const taken = await this.#db.run(
-      `INSERT INTO idempotency (tenant, key, fingerprint, node, started_ms, ended, answer_json, bytes)
-        VALUES (?, ?, ?, ?, ?, 0, NULL, 0) ON CONFLICT (tenant, key) DO NOTHING`,
-      tenant.id,
-      key,
-      fingerprint,
-      this.#node,
-      now,
-    );
-    if (taken === 0) return { answer: await this.#before(tenant, key, fingerprint), again: true };
+    if (!(await this.#taken(this.#db, tenant, key, fingerprint)))
+      return { answer: await this.#before(tenant, key, fingerprint), again: true };
     let answer: string;
     try {
       answer = await run();
@@ -78,6 +68,43 @@ export class Idempotency {
     }
     await this.#keep(tenant, key, answer);
     return { answer, again: false };
+  }
+
+  /**
+   * The same for what is done by writing alone: `write` and its answer are one transaction with the key, so that nothing
+   * can be lost between them.
+   */
+  async written(
+    tenant: Tenant,
+    key: string,
+    request: unknown,
+    write: (queries: Queries) => Promise<string>,
+  ): Promise<{ answer: string; again: boolean }> {
+    const fingerprint = sha256(JSON.stringify(request));
+    const answer = await this.#db.transaction(async (queries) => {
+      if (!(await this.#taken(queries, tenant, key, fingerprint))) return undefined;
+      const text = await write(queries);
+      await this.#answered(queries, tenant, key, text);
+      return text;
+    });
+    if (answer === undefined) return { answer: await this.#before(tenant, key, fingerprint), again: true };
+    return { answer, again: false };
+  }
+
+  /** Takes the key, unless it is taken. */
+  async #taken(queries: Queries, tenant: Tenant, key: string, fingerprint: string): Promise<boolean> {
+    const now = this.#now();
+    await queries.run("DELETE FROM idempotency WHERE tenant = ? AND key = ? AND started_ms <= ?", tenant.id, key, now - KEEP_MS); // prettier-ignore
+    const taken = await queries.run(
+      `INSERT INTO idempotency (tenant, key, fingerprint, node, started_ms, ended, answer_json, bytes)
+        VALUES (?, ?, ?, ?, ?, 0, NULL, 0) ON CONFLICT (tenant, key) DO NOTHING`,
+      tenant.id,
+      key,
+      fingerprint,
+      this.#node,
+      now,
+    );
+    return taken > 0;
   }
 
   async #before(tenant: Tenant, key: string, fingerprint: string): Promise<string> {
@@ -97,14 +124,18 @@ export class Idempotency {
     const bytes = answer === undefined ? 0 : Buffer.byteLength(answer);
     await this.#db.transaction(async (queries) => {
       const fits = (await storedBytes(queries, tenant.id)) + bytes <= tenant.settings.quotas.storageBytes;
-      await queries.run(
-        "UPDATE idempotency SET ended = 1, answer_json = ?, bytes = ? WHERE tenant = ? AND key = ?",
-        fits ? (answer ?? null) : null,
-        fits ? bytes : 0,
-        tenant.id,
-        key,
-      );
+      await this.#answered(queries, tenant, key, fits ? answer : undefined);
     });
+  }
+
+  async #answered(queries: Queries, tenant: Tenant, key: string, answer: string | undefined): Promise<void> {
+    await queries.run(
+      "UPDATE idempotency SET ended = 1, answer_json = ?, bytes = ? WHERE tenant = ? AND key = ?",
+      answer ?? null,
+      Buffer.byteLength(answer ?? ""),
+      tenant.id,
+      key,
+    );
   }
 
   async #forget(tenant: Tenant, key: string): Promise<void> {

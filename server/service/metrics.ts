@@ -12,6 +12,8 @@ export class Metrics {
     ["code"],
   );
   readonly #requests = this.#counter("doublehull_http_requests_total", "Answers by route and status.", ["route", "status"]); // prettier-ignore
+  readonly #jobs = this.#counter("doublehull_jobs_total", "Durable jobs that ended, by how.", ["state"]);
+  readonly #callbacks = this.#counter("doublehull_callbacks_total", "Callbacks sent, by what became of them; pending: to be tried again.", ["state"]); // prettier-ignore
   readonly #cpu = this.#counter("doublehull_run_cpu_seconds_total", "CPU time of workers.", ["engine"]);
   readonly #wall = new Histogram({
     name: "doublehull_run_wall_seconds",
@@ -21,19 +23,27 @@ export class Metrics {
     registers: [this.#registry],
   });
 
-  /** `pools` is asked at each scrape. */
-  constructor(pools: () => Promise<{ running: number; waiting: number; parked: number }>) {
+  /** Both are asked at each scrape: this process's workers, and jobs in the store by state. */
+  constructor(
+    pools: () => Promise<{ running: number; waiting: number; parked: number }>,
+    jobs: () => Promise<Readonly<Record<string, number>>>,
+  ) {
     collectDefaultMetrics({ register: this.#registry });
-    const gauge = new Gauge({
-      name: "doublehull_workers",
-      help: "Workers that run and that are parked, and runs that wait for one.",
+    this.#gauge("doublehull_workers", "Workers that run and that are parked, and runs that wait for one.", pools); // prettier-ignore
+    this.#gauge("doublehull_jobs", "Durable jobs in the store, of all nodes, by state.", jobs);
+  }
+
+  #gauge(name: string, help: string, ask: () => Promise<object>): Gauge<"state"> {
+    return new Gauge({
+      name,
+      help,
       labelNames: ["state"],
       registers: [this.#registry],
       async collect() {
-        for (const [state, count] of Object.entries(await pools())) this.set({ state }, count);
+        for (const [state, count] of Object.entries(await ask()) as [string, number][])
+          this.set({ state }, count);
       },
     });
-    gauge.set({ state: "running" }, 0);
   }
 
   #counter<T extends string>(name: string, help: string, labelNames: T[]): Counter<T> {
@@ -53,6 +63,14 @@ export class Metrics {
 
   answered(route: string, status: number): void {
     this.#requests.inc({ route, status: String(status) });
+  }
+
+  job(state: string): void {
+    this.#jobs.inc({ state });
+  }
+
+  callback(state: string): void {
+    this.#callbacks.inc({ state });
   }
 
   /** In the text format of Prometheus, with its content type. */

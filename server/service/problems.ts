@@ -34,6 +34,16 @@ export const PROBLEMS = {
     title: "There is no such thing",
     remedy: "Check the name; another tenant's things are not there either.",
   },
+  conflict: {
+    status: 409,
+    title: "Its state does not allow that",
+    remedy: "Look at it again: it has changed, or must be ended first.",
+  },
+  "job-lost": {
+    status: 500,
+    title: "The job was lost with its node",
+    remedy: "Find out what it did. With retry.attempts above 1 such a job is run again.",
+  },
   "idempotency-busy": {
     status: 409,
     title: "The first request with this Idempotency-Key is still under way",

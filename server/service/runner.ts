@@ -44,6 +44,8 @@ export interface RunContext {
   id: string;
   /** Id of the API key that asked. */
   key: string;
+  /** Id of the job that it is an attempt of. */
+  job?: string;
   signal: AbortSignal;
   onLog?: (entry: LogEntry) => void;
   onEvent?: (event: RunEvent) => void;
@@ -108,12 +110,21 @@ export class Runner {
     }
   }
 
-  async #admitted(tenant: Tenant, request: RunRequest, context: RunContext): Promise<Outcome> {
+  /** Throws Problem for what the tenant's policy does not allow. Nothing is opened. */
+  check(tenant: Tenant, request: RunRequest): { engine: ScriptEngine; limits: Limits; policy: ChosenPolicy } {
     const engine = request.engine ?? tenant.policy.engine;
     if (!tenant.settings.engines.includes(engine))
       throw badField("engine", `${engine} is none of the tenant's engines`, "forbidden");
-    const limits = limitsOf(tenant, request);
-    const policy = chosen(tenant, request);
+    return { engine, limits: limitsOf(tenant, request), policy: chosen(tenant, request) };
+  }
+
+  /** Whether one more run may be under way. */
+  hasRoom({ id, settings }: Tenant): boolean {
+    return (this.#running.get(id) ?? 0) < settings.quotas.concurrent;
+  }
+
+  async #admitted(tenant: Tenant, request: RunRequest, context: RunContext): Promise<Outcome> {
+    const { engine, limits, policy } = this.check(tenant, request);
     const today = await this.#parts.usage.today(tenant.id);
     // From here to the count of this run nothing is awaited: no other run slips in between.
     if (this.#draining)
@@ -154,7 +165,7 @@ export class Runner {
     tenant: Tenant,
     request: RunRequest,
     { engine, limits, policy }: { engine: ScriptEngine; limits: Limits; policy: ChosenPolicy },
-    { id, key, signal, onLog, onEvent }: RunContext,
+    { id, key, job, signal, onLog, onEvent }: RunContext,
   ): Promise<Outcome> {
     const { tenants, usage, audit, metrics } = this.#parts;
     const stored = request.script === undefined ? undefined : await tenants.script(tenant, request.script);
@@ -173,7 +184,16 @@ export class Runner {
     });
     try {
       const grants = handed(granted.grants, policy);
-      audit.append({ kind: "run", act: "started", run: id, tenant: tenant.id, engine, script, key });
+      audit.append({
+        kind: "run",
+        act: "started",
+        run: id,
+        tenant: tenant.id,
+        engine,
+        script,
+        key,
+        ...(job === undefined ? {} : { job }),
+      });
       const running = sandbox.run(source, {
         ...(type === undefined ? {} : { type }),
         ...(language === undefined ? {} : { language }),

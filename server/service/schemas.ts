@@ -43,37 +43,47 @@ const code = {
     .describe("Modules that may be imported, by name."),
 };
 
-export const runRequest = z
-  .strictObject({
-    ...code,
-    source: code.source.optional(),
-    type: type.optional().describe("module, if absent."),
-    language: language.optional().describe("javascript, if absent."),
-    script: z
-      .string()
-      .regex(/^[a-z0-9._-]{1,100}(?:@[1-9]\d{0,9})?$/, 'must be "name" or "name@version"')
-      .optional()
-      .describe("A stored script in the place of `source`; its latest version unless one is named."),
-    input: z.unknown().optional().describe("The first argument of the default export: any JSON value."),
-    engine: z.enum(SCRIPT_ENGINES).optional().describe("The policy's, if absent."),
-    limits: limitsSchema.optional().describe("At most the policy's."),
-    grants: z
-      .union([z.array(grantName), z.record(grantName, z.union([z.literal(true), weakeningSchema]))])
-      .optional()
-      .describe(
-        "Which of the policy's grants the script gets, by name; narrowed further if you like. None, if absent.",
-      ),
-  })
-  .refine(({ source, script }) => (source === undefined) !== (script === undefined), {
-    message: "must have either source or script",
-    path: ["source"],
-  })
-  .refine(
-    ({ script, type, language, modules }) =>
-      script === undefined || (type === undefined && language === undefined && modules === undefined),
-    { message: "is stored with its type, language and modules: give none beside it", path: ["script"] },
-  )
-  .meta({ id: "RunRequest" });
+/** What a run is asked for with, alone or as a job. */
+export const runFields = {
+  ...code,
+  source: code.source.optional(),
+  type: type.optional().describe("module, if absent."),
+  language: language.optional().describe("javascript, if absent."),
+  script: z
+    .string()
+    .regex(/^[a-z0-9._-]{1,100}(?:@[1-9]\d{0,9})?$/, 'must be "name" or "name@version"')
+    .optional()
+    .describe("A stored script in the place of `source`; its latest version unless one is named."),
+  input: z.unknown().optional().describe("The first argument of the default export: any JSON value."),
+  engine: z.enum(SCRIPT_ENGINES).optional().describe("The policy's, if absent."),
+  limits: limitsSchema.optional().describe("At most the policy's."),
+  grants: z
+    .union([z.array(grantName), z.record(grantName, z.union([z.literal(true), weakeningSchema]))])
+    .optional()
+    .describe(
+      "Which of the policy's grants the script gets, by name; narrowed further if you like. None, if absent.",
+    ),
+};
+interface Code {
+  source?: unknown;
+  script?: unknown;
+  type?: unknown;
+  language?: unknown;
+  modules?: unknown;
+}
+/** Either a source with its facts or a stored script. */
+export const withCode = <T extends z.ZodType<Code>>(schema: T) =>
+  schema
+    .refine(({ source, script }) => (source === undefined) !== (script === undefined), {
+      message: "must have either source or script",
+      path: ["source"],
+    })
+    .refine(
+      ({ script, type, language, modules }) =>
+        script === undefined || (type === undefined && language === undefined && modules === undefined),
+      { message: "is stored with its type, language and modules: give none beside it", path: ["script"] },
+    );
+export const runRequest = withCode(z.strictObject(runFields)).meta({ id: "RunRequest" });
 export type RunRequest = z.output<typeof runRequest>;
 
 export const logEntry = z
@@ -143,11 +153,29 @@ export const tenantSettings = z
         cpuSecondsPerDay: count(1e9).default(86_400),
         storageBytes: count(2 ** 50)
           .default(64 * 1024 * 1024)
-          .describe("Stored scripts, and answers kept for an Idempotency-Key."),
+          .describe("Stored scripts, jobs with their outcomes, answers kept for an Idempotency-Key."),
+        queuedJobs: count(1e6).default(10_000).describe("Jobs that wait, due or not."),
+        schedules: count(10_000).default(100),
         concurrent: count(10_000).default(16).describe("Runs under way at once, on one node."),
         requestsPerMinute: count(1e9).min(1).default(6000).describe("On one node."),
       })
       .prefault({}),
+    callbacks: z
+      .strictObject({
+        allow: z
+          .array(z.string().max(2000))
+          .min(1)
+          .max(100)
+          .optional()
+          .describe("Rules such as https://api.example.com/hooks/*. Any https address, if absent."),
+        open: z
+          .array(z.string().max(100))
+          .max(100)
+          .default([])
+          .describe("CIDRs of addresses that are not public and may be called all the same."),
+      })
+      .prefault({})
+      .describe("Where the service may post that a job has ended."),
   })
   .meta({ id: "TenantSettings" });
 export type TenantSettings = z.output<typeof tenantSettings>;

@@ -3,7 +3,7 @@
  * sandbox), starts the two applications, and ends all of it in order. Authority comes in as arguments; only the command
  * line (server/serve.ts) knows the process.
  */
-import { randomBytes } from "node:crypto";
+import { randomBytes, randomUUID } from "node:crypto";
 import fs from "node:fs";
 import path from "node:path";
 import pino, { type DestinationStream } from "pino";
@@ -13,13 +13,20 @@ import type { ScriptEngine } from "../engines.js";
 import { SandboxError } from "../errors.js";
 import { files } from "../hostapi.js";
 import { completeLimits, type Limits, type PartialLimits } from "../limits.js";
-import { Sandbox } from "../sandbox.js";
+import { Sandbox, usualConcurrent } from "../sandbox.js";
 import { adminRoutes } from "./admin-routes.js";
 import { createApp, type ServiceParts } from "./app.js";
 import { AuditError } from "./audit-directory.js";
 import { AuditLog } from "./audit-log.js";
 import { openDatabase } from "./database.js";
 import { Idempotency } from "./idempotency.js";
+import { openQueue } from "./jobs/bullmq.js";
+import { Callbacks } from "./jobs/callbacks.js";
+import { Jobs } from "./jobs/jobs.js";
+import { LocalQueue } from "./jobs/queue.js";
+import { jobRoutes } from "./jobs/routes.js";
+import { Schedules } from "./jobs/schedules.js";
+import { JobTable } from "./jobs/table.js";
 import { Metrics } from "./metrics.js";
 import { Runner } from "./runner.js";
 import { Streams } from "./streams.js";
@@ -41,6 +48,8 @@ export interface ServiceOptions {
   limits: PartialLimits;
   maxConcurrent?: number;
   maxQueue: number;
+  /** `redis://` or `postgres://`: hands jobs out to several nodes. Within this process, if absent. */
+  queue?: string;
   parked: number;
   requireCgroup: boolean;
   /** How long runs may go on when the service ends, ms. */
@@ -132,19 +141,23 @@ async function start(
     await Promise.all(all.flatMap((made) => (made.status === "fulfilled" ? [made.value.close()] : [])));
   });
   await sandbox("quickjs");
-  const metrics = new Metrics(async () => {
-    const sum = { running: 0, waiting: 0, parked: 0 };
-    const all = await Promise.allSettled(sandboxes.values());
-    for (const made of all) {
-      if (made.status === "rejected") continue;
-      for (const pool of await made.value.state()) {
-        sum.running += pool.running;
-        sum.waiting += pool.waiting;
-        sum.parked += pool.parked;
+  const table = new JobTable(db, now);
+  const metrics = new Metrics(
+    async () => {
+      const sum = { running: 0, waiting: 0, parked: 0 };
+      const all = await Promise.allSettled(sandboxes.values());
+      for (const made of all) {
+        if (made.status === "rejected") continue;
+        for (const pool of await made.value.state()) {
+          sum.running += pool.running;
+          sum.waiting += pool.waiting;
+          sum.parked += pool.parked;
+        }
       }
-    }
-    return sum;
-  });
+      return sum;
+    },
+    () => table.counts(),
+  );
   const runner = new Runner({
     sandbox,
     tenants,
@@ -154,6 +167,27 @@ async function start(
     store,
     files: () => Promise.resolve(files),
   });
+  const callbacks = new Callbacks({ db, table, tenants, audit, metrics, logger, now });
+  const queue = options.queue === undefined ? new LocalQueue() : await openQueue(options.queue, logger);
+  closers.push(() => queue.stop());
+  const jobs = new Jobs({
+    db,
+    table,
+    tenants,
+    runner,
+    audit,
+    metrics,
+    queue,
+    callbacks,
+    logger,
+    now,
+    node: randomUUID(),
+    nodeName: "main",
+    alone: true,
+    // Half of what runs at once: whoever waits for an answer finds a place beside them.
+    concurrency: Math.max(1, Math.floor((options.maxConcurrent ?? usualConcurrent()) / 2)),
+  });
+  const schedules = new Schedules({ db, tenants, table, jobs, audit, logger, now });
   const parts: ServiceParts = {
     version,
     bodyBytes: BODY_BYTES,
@@ -161,6 +195,10 @@ async function start(
     runner,
     streams: new Streams(),
     idempotency,
+    db,
+    table,
+    jobs,
+    schedules,
     usage,
     audit,
     metrics,
@@ -172,15 +210,22 @@ async function start(
   const app = createApp("tenant", parts);
   const admin = createApp("admin", parts);
   // Routes come after the plugins: their hooks, the description's too, then see them.
-  app.after(() => tenantRoutes(app, parts));
+  app.after(() => {
+    tenantRoutes(app, parts);
+    jobRoutes(app, parts);
+  });
   admin.after(() => adminRoutes(admin, parts));
   closers.push(() => closed(admin));
   closers.push(async () => {
-    await runner.drain(graceMs);
+    await Promise.all([runner.drain(graceMs), schedules.stop(), jobs.stop()]);
+    await callbacks.stop();
     await closed(app);
   });
   const address = await listen(app, options.host, options.port);
   const adminAddress = await listen(admin, options.adminHost, options.adminPort);
+  await jobs.start();
+  schedules.start();
+  callbacks.start();
   // When nothing can fail any more: keys that were made and not told would be lost, and the directory with them.
   const made = (await tenants.hasAdmin()) ? undefined : await firstKeys(tenants, audit, limits);
   let closing: Promise<void> | undefined;

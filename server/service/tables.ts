@@ -65,4 +65,74 @@ export const MIGRATIONS: readonly (readonly string[])[] = [
     ) STRICT`,
     `CREATE INDEX idempotency_age ON idempotency (started_ms)`,
   ],
+  [
+    // Processes that take jobs. One that has not been seen for a while is taken for dead, and its jobs for lost.
+    `CREATE TABLE nodes (
+      id TEXT PRIMARY KEY,
+      name TEXT NOT NULL,
+      seen_ms INTEGER NOT NULL
+    ) STRICT`,
+    // state: queued, running, done, failed, cancelled. `turn` is the place in line that is fair between tenants, `offered_ms`
+    // when a queue was last told of it, `node` whose it is while it runs, `bytes` what counts against the storage.
+    `CREATE TABLE jobs (
+      id TEXT PRIMARY KEY,
+      tenant TEXT NOT NULL REFERENCES tenants (id) ON DELETE CASCADE,
+      key TEXT NOT NULL,
+      batch TEXT,
+      schedule TEXT,
+      request_json TEXT NOT NULL,
+      state TEXT NOT NULL,
+      turn INTEGER NOT NULL,
+      due_ms INTEGER NOT NULL,
+      offered_ms INTEGER NOT NULL,
+      attempt INTEGER NOT NULL,
+      max_attempts INTEGER NOT NULL,
+      node TEXT,
+      cancelled INTEGER NOT NULL,
+      outcome_json TEXT,
+      problem_json TEXT,
+      bytes INTEGER NOT NULL,
+      created_ms INTEGER NOT NULL,
+      started_ms INTEGER,
+      ended_ms INTEGER,
+      expires_ms INTEGER
+    ) STRICT`,
+    `CREATE INDEX jobs_turn ON jobs (turn) WHERE state = 'queued'`,
+    `CREATE INDEX jobs_due ON jobs (due_ms) WHERE state = 'queued'`,
+    `CREATE INDEX jobs_running ON jobs (node) WHERE state = 'running'`,
+    `CREATE INDEX jobs_tenant ON jobs (tenant, state, created_ms, id)`,
+    `CREATE INDEX jobs_batch ON jobs (batch) WHERE batch IS NOT NULL`,
+    `CREATE INDEX jobs_expires ON jobs (expires_ms) WHERE expires_ms IS NOT NULL`,
+    // What a job's runs logged and told, from 1.
+    `CREATE TABLE job_events (
+      job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+      seq INTEGER NOT NULL,
+      event TEXT NOT NULL,
+      data TEXT NOT NULL,
+      PRIMARY KEY (job, seq)
+    ) STRICT`,
+    // A job's callback: pending, delivered or failed. Whoever sends moves `due_ms` on first: that is the lease.
+    `CREATE TABLE deliveries (
+      job TEXT PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
+      tenant TEXT NOT NULL,
+      state TEXT NOT NULL,
+      attempt INTEGER NOT NULL,
+      due_ms INTEGER NOT NULL,
+      detail TEXT
+    ) STRICT`,
+    `CREATE INDEX deliveries_due ON deliveries (due_ms) WHERE state = 'pending'`,
+    `CREATE TABLE schedules (
+      tenant TEXT NOT NULL REFERENCES tenants (id) ON DELETE CASCADE,
+      name TEXT NOT NULL,
+      key TEXT NOT NULL,
+      settings_json TEXT NOT NULL,
+      bytes INTEGER NOT NULL,
+      next_ms INTEGER,
+      last_ms INTEGER,
+      last_job TEXT,
+      last_problem TEXT,
+      PRIMARY KEY (tenant, name)
+    ) STRICT`,
+    `CREATE INDEX schedules_next ON schedules (next_ms) WHERE next_ms IS NOT NULL`,
+  ],
 ];

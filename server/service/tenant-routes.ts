@@ -1,6 +1,5 @@
 /** What a tenant can do over HTTP: run, keep scripts, store secrets, see what it used. */
 import { randomUUID } from "node:crypto";
-import type { FastifyReply } from "fastify";
 import { z } from "zod";
 import type { Policy } from "../policy-schema.js";
 import { grantWords } from "../policy-words.js";
@@ -8,7 +7,7 @@ import { grantsOf, hollowPowers } from "../grants.js";
 import { jsonable, jsonText, plainOutcome } from "../show.js";
 import { environmentTypes } from "../types.js";
 import { idempotencyKey } from "./idempotency.js";
-import { tenantOf, wholeNumber, type App, type ServiceParts } from "./app.js";
+import { beginStream, goneWith, tenantOf, wholeNumber, type App, type ServiceParts } from "./app.js";
 import { badField, Problem } from "./problems.js";
 import { asProblem } from "./runner.js";
 import {
@@ -315,27 +314,6 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
     },
     async (request) => ({ days: await daysOf(parts, tenantOf(request).id, request.query) }),
   );
-}
-
-/** The head at once, not with the first event: a client needs the run's id to go on, however quiet the run is. */
-function beginStream(reply: FastifyReply): void {
-  reply.sse.sendHeaders();
-  reply.raw.flushHeaders();
-}
-
-/**
- * Aborts when the connection of the answer ends. It is the socket's end that counts: an answer that waits behind another
- * on the same connection (pipelining) hears nothing of it.
- */
-function goneWith({ raw }: FastifyReply): AbortSignal {
-  const gone = new AbortController();
-  const { socket } = raw.req;
-  const abort = () => gone.abort();
-  raw.once("close", abort);
-  socket.once("close", abort);
-  raw.once("finish", () => socket.off("close", abort)); // the connection may serve many more
-  if (socket.destroyed) abort();
-  return gone.signal;
 }
 
 /** The last 30 days unless said otherwise. */

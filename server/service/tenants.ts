@@ -12,6 +12,7 @@ import { completeLimits, LIMITS, type LimitName, type Limits } from "../limits.j
 import { policyOf, PolicyError, type Problem as PolicyProblem } from "../policy.js";
 import type { GrantPolicy, Policy } from "../policy-schema.js";
 import { sha256 } from "./audit-line.js";
+import { callbackRulesProblem } from "./jobs/callbacks.js";
 import { first, type Database, type Queries } from "./database.js";
 import { badFields, Problem } from "./problems.js";
 import type { ScriptContent, TenantSettings } from "./schemas.js";
@@ -164,6 +165,8 @@ export class Tenants {
     if (!settings.engines.includes(policy.engine))
       problems.push({ field: "engine", message: "is none of the tenant's engines" });
     if (problems.length > 0) throw policyProblem(problems);
+    const callbacks = callbackRulesProblem(settings.callbacks);
+    if (callbacks !== undefined) throw badFields([callbacks]);
     return { id, settings, policy, limits };
   }
 
@@ -366,7 +369,11 @@ export async function storedBytes(queries: Queries, tenant: string): Promise<num
   const row = await first<{ bytes: number }>(
     queries,
     `SELECT (SELECT coalesce(sum(bytes), 0) FROM scripts WHERE tenant = ?)
-      + (SELECT coalesce(sum(bytes), 0) FROM idempotency WHERE tenant = ?) AS bytes`,
+      + (SELECT coalesce(sum(bytes), 0) FROM idempotency WHERE tenant = ?)
+      + (SELECT coalesce(sum(bytes), 0) FROM jobs WHERE tenant = ?)
+      + (SELECT coalesce(sum(bytes), 0) FROM schedules WHERE tenant = ?) AS bytes`,
+    tenant,
+    tenant,
     tenant,
     tenant,
   );

@@ -1,0 +1,260 @@
+/**
+ * Callbacks: a job's end is posted to where its tenant wishes, signed (Standard Webhooks, standardwebhooks.com), through
+ * the same gates as a script's requests: addresses checked after resolution, connection to those alone, bounded answers,
+ * no redirect followed.
+ *
+ * The rule: told at least once, or given up after the last try, and the job says which. Whoever sends has moved the
+ * delivery's due time on before, so that of several nodes one sends; where that one dies, another sends later.
+ */
+import { createHmac } from "node:crypto";
+import type { FastifyBaseLogger } from "fastify";
+import { CapabilityError, type Call, type Capability } from "../../../hostapi/capability.js";
+import { http, httpByConsent, type HttpAnswer } from "../../../hostapi/http.js";
+import { Addresses, parseRules, permits } from "../../../hostapi/http-rules.js";
+import { jsonText } from "../../show.js";
+import type { AuditLog } from "../audit-log.js";
+import type { Database } from "../database.js";
+import type { Metrics } from "../metrics.js";
+import type { TenantSettings } from "../schemas.js";
+import type { Tenant, Tenants } from "../tenants.js";
+import { Repeating } from "./repeating.js";
+import type { JobRequest } from "./schemas.js";
+import type { JobTable } from "./table.js";
+
+export interface CallbacksParts {
+  db: Database;
+  table: JobTable;
+  tenants: Tenants;
+  audit: AuditLog;
+  metrics: Metrics;
+  logger: FastifyBaseLogger;
+  now: () => number;
+}
+
+type Callback = NonNullable<JobRequest["callback"]>;
+
+const TICK_MS = 1000;
+/** For a server to answer, and for whoever sends to say so, ms. */
+const TIMEOUT_MS = 15_000;
+const LEASE_MS = 60_000;
+/** Before the second try and each after it, s. A day in all, as the standard advises. */
+const WAITS_S = [5, 30, 120, 600, 3600, 10_800, 21_600, 43_200] as const;
+/** Under way at once, of all tenants and of one: a server that is silent holds a place until the timeout. */
+const AT_ONCE = 16;
+const AT_ONCE_OF_TENANT = 4;
+/** An outcome that has more is left out: receivers refuse large bodies; it can be asked for. UTF-16 units. */
+const MAX_OUTCOME = 256 * 1024;
+const MAX_ANSWER = 16 * 1024;
+
+interface Due {
+  job: string;
+  tenant: string;
+  attempt: number;
+}
+
+/** Names of the stored secrets that sign it. */
+export const secretsOf = ({ secret }: Callback): readonly string[] =>
+  typeof secret === "string" ? [secret] : secret;
+
+/** What is wrong with a tenant's rules for callbacks: field and message, if anything. */
+export function callbackRulesProblem({
+  allow,
+  open,
+}: TenantSettings["callbacks"]): { field: string; message: string } | undefined {
+  try {
+    const addresses = new Addresses("callbacks.open", open);
+    if (allow !== undefined) parseRules("callbacks.allow", allow, addresses);
+    return undefined;
+  } catch (error) {
+    const { message } = error as Error;
+    const field = message.startsWith("callbacks.open") ? "callbacks.open" : "callbacks.allow";
+    return { field, message: message.slice(field.length).replace(/^:? /, "") };
+  }
+}
+
+export class Callbacks {
+  readonly #parts: CallbacksParts;
+  readonly #sending = new Map<string, Promise<void>>();
+  readonly #ofTenant = new Map<string, number>();
+  readonly #ending = new AbortController();
+  readonly #look: Repeating;
+
+  constructor(parts: CallbacksParts) {
+    this.#parts = parts;
+    this.#look = new Repeating(TICK_MS, () => this.#tick());
+  }
+
+  start(): void {
+    this.#look.wake();
+  }
+
+  /** There may be something to send. */
+  wake(): void {
+    this.#look.wake();
+  }
+
+  /** What is being sent is given up, and sent again later. */
+  async stop(): Promise<void> {
+    await this.#look.stop();
+    this.#ending.abort();
+    await Promise.all(this.#sending.values());
+  }
+
+  /** Why the tenant may not have callbacks there, if so. */
+  refusal({ settings: { callbacks } }: Tenant, text: string): string | undefined {
+    const url = new URL(text);
+    if (permitted(callbacks, url)) return undefined;
+    return callbacks.allow === undefined
+      ? "must be https, without a user in it"
+      : `is allowed by none of the tenant's rules: ${callbacks.allow.join(", ")}`;
+  }
+
+  async #tick(): Promise<void> {
+    const { db, now, logger } = this.#parts;
+    try {
+      if (this.#sending.size >= AT_ONCE) return;
+      const due = await db.all<Due>(
+        "SELECT job, tenant, attempt FROM deliveries WHERE state = 'pending' AND due_ms <= ? ORDER BY due_ms LIMIT 200",
+        now(),
+      );
+      for (const delivery of due) {
+        const { tenant, job } = delivery;
+        if (this.#sending.size >= AT_ONCE) return;
+        const own = this.#ofTenant.get(tenant) ?? 0;
+        if (own >= AT_ONCE_OF_TENANT || this.#sending.has(job)) continue;
+        this.#ofTenant.set(tenant, own + 1);
+        const sending = this.#send(delivery)
+          .catch((err: unknown) =>
+            logger.error({ err, job }, "a callback could not be sent; it is tried again"),
+          )
+          .finally(() => {
+            this.#sending.delete(job);
+            const left = (this.#ofTenant.get(tenant) ?? 1) - 1;
+            if (left > 0) this.#ofTenant.set(tenant, left);
+            else this.#ofTenant.delete(tenant);
+            this.#look.wake(); // another may have waited for the place
+          });
+        this.#sending.set(job, sending);
+      }
+    } catch (err) {
+      logger.error({ err }, "callbacks could not be looked for");
+    }
+  }
+
+  async #send({ job, tenant: id, attempt }: Due): Promise<void> {
+    const { db, table, tenants, audit, metrics, now } = this.#parts;
+    const mine = await db.run(
+      "UPDATE deliveries SET attempt = attempt + 1, due_ms = ? WHERE job = ? AND state = 'pending' AND attempt = ?",
+      now() + LEASE_MS,
+      job,
+      attempt,
+    );
+    if (mine === 0) return; // another node's
+    const row = await table.row(id, job);
+    const facts = await table.get(id, job);
+    if (row === undefined || facts === undefined) return; // removed meanwhile
+    const { callback } = JSON.parse(row.request_json) as JobRequest;
+    if (callback === undefined) return;
+    const tenant = await tenants.get(id);
+    audit.append({ kind: "job", act: "told", job, tenant: id, attempt: attempt + 1 });
+
+    const { outcome, ...rest } = facts;
+    const { callback: _, ...said } = rest;
+    const large = row.outcome_json !== null && row.outcome_json.length > MAX_OUTCOME;
+    const data = { ...said, ...(outcome === undefined || large ? {} : { outcome }), ...(large ? { outcomeLeftOut: true } : {}) }; // prettier-ignore
+    const timestamp = new Date(row.ended_ms ?? now()).toISOString();
+    const body = Buffer.from(jsonText({ type: `job.${row.state}`, timestamp, data }));
+    const sent = await this.#post(tenant, callback, `${job}-${row.ended_ms}`, body);
+    const wait = WAITS_S[attempt];
+    const state = sent.ok ? "delivered" : sent.final || wait === undefined ? "failed" : "pending";
+    await db.run(
+      "UPDATE deliveries SET state = ?, due_ms = ?, detail = ? WHERE job = ? AND state = 'pending' AND attempt = ?",
+      state,
+      now() + (wait ?? 0) * 1000,
+      sent.detail,
+      job,
+      attempt + 1,
+    );
+    metrics.callback(state);
+  }
+
+  /** `final`: trying again is of no use. */
+  async #post(
+    tenant: Tenant,
+    callback: Callback,
+    id: string,
+    body: Buffer,
+  ): Promise<{ ok: boolean; final: boolean; detail: string }> {
+    const { tenants, now } = this.#parts;
+    const { callbacks } = tenant.settings;
+    const stored = await tenants.secrets(tenant.id);
+    const names = secretsOf(callback);
+    const secrets = names.flatMap((name) => (Object.hasOwn(stored, name) ? [stored[name] as string] : []));
+    if (secrets.length < names.length) return { ok: false, final: false, detail: "a secret that signs it is not stored any more" }; // prettier-ignore
+    const seconds = Math.floor(now() / 1000);
+    const capability = capabilityFor(callbacks);
+    const call = callOf(tenant.id, id, body, this.#ending.signal);
+    try {
+      const wish = {
+        url: callback.url,
+        method: "POST",
+        redirect: "manual",
+        headers: [
+          ["content-type", "application/json"],
+          ["webhook-id", id],
+          ["webhook-timestamp", String(seconds)],
+          ["webhook-signature", secrets.map((secret) => signature(secret, id, seconds, body)).join(" ")],
+        ],
+        body,
+      };
+      const answer = (await capability.invoke("request", capability.parse("callback", "request", [wish]), call)) as HttpAnswer; // prettier-ignore
+      const { status } = answer;
+      return { ok: status >= 200 && status < 300, final: status === 410, detail: `answered ${status}` };
+    } catch (error) {
+      if (!(error instanceof CapabilityError)) throw error;
+      const final = error.code === "denied";
+      const words = final ? "the address may not be called" : error.code === "timeout" ? "no answer in time" : "no answer"; // prettier-ignore
+      return { ok: false, final, detail: words };
+    } finally {
+      capability.close(call.run);
+    }
+  }
+}
+
+const permitted = ({ allow }: TenantSettings["callbacks"], url: URL): boolean =>
+  allow === undefined
+    ? url.protocol === "https:" && url.username === "" && url.password === ""
+    : permits(parseRules("callbacks.allow", allow), url, "POST");
+
+function capabilityFor({ allow, open }: TenantSettings["callbacks"]): Capability {
+  const options = { open, timeoutMs: TIMEOUT_MS, maxRequestBytes: 2 ** 30, maxResponseBytes: MAX_ANSWER, maxRedirects: 0 }; // prettier-ignore
+  return allow === undefined
+    ? httpByConsent((url) => permitted({ open }, url), options)
+    : http({ ...options, allow });
+}
+
+/** A call of nobody's run: bounded by the capability's own limits. */
+function callOf(tenant: string, id: string, body: Buffer, signal: AbortSignal): Call {
+  const nothing = () => {};
+  return {
+    run: { id, tenant, signal, elapsedMs: () => 0 },
+    label: "callback",
+    method: "request",
+    argumentBytes: body.length,
+    maxAnswerBytes: MAX_ANSWER,
+    signal,
+    charge: nothing,
+    meter: nothing,
+    admit: nothing,
+    note: nothing,
+    cancel: nothing,
+    onEnd: nothing,
+  };
+}
+
+/** Standard Webhooks 1.0: a secret is "whsec_" and base64; any other text is its own bytes. */
+export function signature(secret: string, id: string, seconds: number, body: Uint8Array): string {
+  const key = secret.startsWith("whsec_") ? Buffer.from(secret.slice(6), "base64") : Buffer.from(secret);
+  const mac = createHmac("sha256", key).update(`${id}.${seconds}.`).update(body).digest("base64");
+  return `v1,${mac}`;
+}

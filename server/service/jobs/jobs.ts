@@ -1,0 +1,488 @@
+/**
+ * Durable jobs: accepted, run once or as often as declared, told of, forgotten after a time.
+ *
+ * The rule: accepted means written to the disk. From then on a job ends in one of three ways, whatever dies meanwhile,
+ * and only the table (table.ts) says in which. An attempt whose node died may have run: it is tried again where the job
+ * was declared with attempts left, else the job has failed, and says so.
+ */
+import { randomUUID } from "node:crypto";
+import type { FastifyBaseLogger } from "fastify";
+import type { Outcome } from "../../outcome.js";
+import { jsonable, jsonText, plainOutcome } from "../../show.js";
+import type { AuditLog } from "../audit-log.js";
+import type { Database, Queries } from "../database.js";
+import type { Metrics } from "../metrics.js";
+import { badFields, Problem, type FieldError, type ProblemCode } from "../problems.js";
+import { asProblem, type Runner } from "../runner.js";
+import { storedBytes, type Tenant, type Tenants } from "../tenants.js";
+import { secretsOf, type Callbacks } from "./callbacks.js";
+import type { JobQueue, Ticket } from "./queue.js";
+import type { Job, JobRequest } from "./schemas.js";
+import { Repeating } from "./repeating.js";
+import type { End, JobRow, JobTable } from "./table.js";
+
+export interface JobsParts {
+  db: Database;
+  table: JobTable;
+  tenants: Tenants;
+  runner: Runner;
+  audit: AuditLog;
+  metrics: Metrics;
+  queue: JobQueue;
+  callbacks: Callbacks;
+  logger: FastifyBaseLogger;
+  now: () => number;
+  /** This process among those on the database, anew at each start; and its name for people. */
+  node: string;
+  nodeName: string;
+  /** No other process can be on the database. */
+  alone: boolean;
+  /** Jobs under way at once here. */
+  concurrency: number;
+}
+
+/** Jobs that wait, of all tenants. */
+const MAX_QUEUED = 1_000_000;
+/** Looking after what is due, lost, cancelled elsewhere or over, ms. */
+const TICK_MS = 500;
+/** A job that could not begin for so long, for whatever is full or used up, has failed, ms. */
+const GIVE_UP_MS = 7 * 86_400_000;
+/** For the database to come back when an end is to be written, ms. Other nodes take this one for dead by then. */
+const WRITE_MS = 60_000;
+/** Kept of one job's logs and events. It stops a script that fills the disk with what nobody reads. */
+const MAX_EVENTS = 2000;
+const MAX_EVENT_UNITS = 1024 * 1024;
+const FLUSH_MS = 200;
+/** For news of a job that runs elsewhere, ms. */
+const LOOK_MS = 500;
+
+/** What keeps a job from beginning now, and not for good: it goes back in line, and its attempt is not counted. */
+const LATER: ReadonlySet<ProblemCode> = new Set<ProblemCode>([
+  "tenant-busy",
+  "quota-exceeded",
+  "rate-limited",
+  "overloaded",
+  "draining",
+  "host-cannot",
+]);
+
+/** Why a job under way is ended. */
+const CANCELLED = "cancelled";
+const LOST = "lost";
+
+export interface JobEvent {
+  id: string;
+  /** log, event, attempt; full: of those that follow none is kept; job: the last one. */
+  event: string;
+  /** JSON. */
+  data: string;
+}
+
+export class Jobs {
+  readonly #parts: JobsParts;
+  /** Those under way here. Aborted with the reason why. */
+  readonly #running = new Map<string, AbortController>();
+  /** Who waits for news of a job. */
+  readonly #waiting = new Map<string, Set<() => void>>();
+  readonly #look: Repeating;
+  /** Of all tenants, when last looked at. */
+  #queued = 0;
+  #closing = false;
+
+  constructor(parts: JobsParts) {
+    this.#parts = parts;
+    this.#look = new Repeating(TICK_MS, () => this.#tick());
+  }
+
+  /** Looks for what an earlier process left, then takes jobs. */
+  async start(): Promise<void> {
+    const { table, node, nodeName, alone, queue, concurrency } = this.#parts;
+    await table.seen(node, nodeName);
+    if (alone) await table.alone(node);
+    queue.start(concurrency, (ticket) => this.#work(ticket));
+    this.#look.wake();
+  }
+
+  /** Takes no more. Resolves when those under way are over: the runner's drain ends them. */
+  async stop(): Promise<void> {
+    const { queue, table, node } = this.#parts;
+    await queue.stop();
+    this.#closing = true;
+    await this.#look.stop();
+    for (const id of this.#waiting.keys()) this.#changed(id);
+    await table.leave(node);
+  }
+
+  // -- to accept --------------------------------------------------------------------------------------------------------
+
+  /**
+   * Takes all of them or none, within a transaction of the caller's, who has checked them. `offer` is for after it: it
+   * tells the queue. Throws Problem `tenant-busy`, `overloaded` or `storage-full`.
+   */
+  async accept(
+    queries: Queries,
+    tenant: Tenant,
+    { key, requests, ...origin }: { key: string; requests: readonly JobRequest[]; batch?: string; schedule?: string }, // prettier-ignore
+  ): Promise<{ ids: string[]; offer: () => Promise<void> }> {
+    const { table, audit } = this.#parts;
+    const { queuedJobs, storageBytes } = tenant.settings.quotas;
+    const waiting = await table.waiting(queries, tenant.id);
+    if (waiting + requests.length > queuedJobs)
+      throw new Problem("tenant-busy", `${waiting} jobs wait, and the tenant may have ${queuedJobs}`, { retryAfterS: 5 }); // prettier-ignore
+    if (this.#queued + requests.length > MAX_QUEUED)
+      throw new Problem("overloaded", "as many jobs are waiting as this service lets wait", { retryAfterS: 30 }); // prettier-ignore
+    const bytes = requests.reduce((sum, request) => sum + Buffer.byteLength(JSON.stringify(request)), 0);
+    if ((await storedBytes(queries, tenant.id)) + bytes > storageBytes)
+      throw new Problem("storage-full", `the tenant may store ${storageBytes} bytes`);
+    const jobs = requests.map((request) => ({
+      id: randomUUID(),
+      tenant: tenant.id,
+      key,
+      request,
+      ...origin,
+    }));
+    for (const { id } of jobs)
+      audit.append({ kind: "job", act: "submitted", job: id, tenant: tenant.id, by: origin.schedule ?? key });
+    const tickets = await table.insert(queries, jobs);
+    this.#queued += jobs.length;
+    return { ids: jobs.map(({ id }) => id), offer: () => this.#offer(tickets) };
+  }
+
+  /**
+   * What can be known to be wrong before a job is due. `fields` says what a job is called in the request: "jobs[3].".
+   * Throws Problem naming the fields.
+   */
+  async check(
+    tenant: Tenant,
+    requests: readonly JobRequest[],
+    fields: (index: number) => string,
+  ): Promise<void> {
+    const { runner, callbacks, tenants } = this.#parts;
+    const errors: FieldError[] = [];
+    const calls = requests.some(({ callback }) => callback !== undefined);
+    const stored = new Set(calls ? (await tenants.secretNames(tenant.id)).map(({ name }) => name) : []);
+    for (const [i, request] of requests.entries()) {
+      const wrong = (field: string, message: string) =>
+        errors.push({ field: `${fields(i)}${field}`, message });
+      try {
+        runner.check(tenant, request);
+      } catch (error) {
+        if (!(error instanceof Problem)) throw error;
+        for (const { field, message } of error.more.errors ?? []) wrong(field, message);
+      }
+      const { callback } = request;
+      if (callback === undefined) continue;
+      const refusal = callbacks.refusal(tenant, callback.url);
+      if (refusal !== undefined) wrong("callback.url", refusal);
+      for (const name of secretsOf(callback))
+        if (!stored.has(name)) wrong("callback.secret", `there is no stored secret ${name}`);
+    }
+    if (errors.length > 0) throw badFields(errors.slice(0, 100), { code: "forbidden" });
+  }
+
+  /** An accepted job waits in any case; a queue that is gone hears of it later. */
+  async #offer(tickets: readonly Ticket[]): Promise<void> {
+    if (tickets.length === 0) return;
+    const { queue, table, logger } = this.#parts;
+    try {
+      await queue.add(tickets);
+    } catch (err) {
+      logger.warn({ err }, "the queue cannot be reached; jobs wait in the store");
+      await table.unoffered(tickets.map(({ job }) => job));
+    }
+  }
+
+  // -- to run -----------------------------------------------------------------------------------------------------------
+
+  async #work(ticket: Ticket): Promise<"over" | "busy"> {
+    const { tenants, runner, table, node, logger } = this.#parts;
+    let row: JobRow | undefined;
+    try {
+      const tenant = await tenants.get(ticket.tenant);
+      if (!runner.hasRoom(tenant)) return "busy";
+      row = await table.claim(ticket, node);
+      if (row !== undefined) await this.#attempt(tenant, row);
+    } catch (err) {
+      // The tenant is gone with its jobs, or the database is: what was claimed is found lost, the rest is offered again.
+      if (!(err instanceof Problem && err.code === "not-found"))
+        logger.error({ err, job: ticket.job }, "a job could not be worked on");
+    }
+    return "over";
+  }
+
+  async #attempt(tenant: Tenant, row: JobRow): Promise<void> {
+    const { runner, table, audit, now } = this.#parts;
+    const request = JSON.parse(row.request_json) as JobRequest;
+    const run = randomUUID();
+    const abort = new AbortController();
+    this.#running.set(row.id, abort);
+    const events = new EventLog(row, table, () => this.#changed(row.id));
+    const about = { kind: "job", job: row.id, tenant: tenant.id, run, attempt: row.attempt } as const;
+    try {
+      await events.open();
+      audit.append({ ...about, act: "started" });
+      let outcome: Outcome;
+      try {
+        events.push("attempt", { attempt: row.attempt, run });
+        outcome = await runner.run(tenant, request, {
+          id: run,
+          key: row.key,
+          job: row.id,
+          signal: abort.signal,
+          onLog: (entry) => events.push("log", entry),
+          onEvent: ({ name, data, seq }) => events.push("event", { name, data: jsonable(data), seq }),
+        });
+      } catch (error) {
+        await this.#refused(row, asProblem(error), await events.close());
+        return;
+      }
+      const eventBytes = await events.close();
+      const json = jsonText(plainOutcome(outcome));
+      const { retry } = request;
+      if (outcome.status === "ok") await this.#end(row, { state: "done", outcome: json, eventBytes });
+      else if (outcome.status === "cancelled") {
+        if (abort.signal.reason === CANCELLED)
+          await this.#end(row, { state: "cancelled", outcome: json, eventBytes });
+        else await this.#lost(row, eventBytes); // the node ends, or was taken for dead
+      } else if (row.attempt < row.max_attempts && retry.on.includes(outcome.status))
+        await this.#retry(row, { begun: true, dueMs: now() + backoff(row, retry.backoffMs), outcome: json }, eventBytes); // prettier-ignore
+      else await this.#end(row, { state: "failed", outcome: json, eventBytes });
+    } finally {
+      this.#running.delete(row.id);
+      this.#changed(row.id);
+    }
+  }
+
+  /** Nothing has run. */
+  async #refused(row: JobRow, problem: Problem, eventBytes: number): Promise<void> {
+    const { now, logger } = this.#parts;
+    if (problem.status >= 500 && problem.code !== "draining" && problem.code !== "overloaded")
+      logger.error({ err: problem.more.cause ?? problem, code: problem.code, job: row.id }, "refused");
+    const dueMs = now() + Math.max(TICK_MS, (problem.more.retryAfterS ?? 1) * 1000);
+    if (LATER.has(problem.code) && dueMs < row.created_ms + GIVE_UP_MS)
+      await this.#retry(row, { begun: false, dueMs, problem: problem.document() }, eventBytes);
+    else await this.#end(row, { state: "failed", problem: problem.document(), eventBytes });
+  }
+
+  /** An attempt that began, and nobody knows how far it came. */
+  async #lost(row: JobRow, eventBytes: number): Promise<void> {
+    const { retry } = JSON.parse(row.request_json) as JobRequest;
+    const problem = new Problem("job-lost", "its node ended while it ran: it may have done a part or all").document(); // prettier-ignore
+    if (row.cancelled > 0) await this.#end(row, { state: "cancelled", eventBytes });
+    else if (row.attempt < row.max_attempts && retry.on.includes("lost"))
+      await this.#retry(row, { begun: true, dueMs: this.#parts.now() + backoff(row, retry.backoffMs), problem }, eventBytes); // prettier-ignore
+    else await this.#end(row, { state: "failed", problem, eventBytes });
+  }
+
+  async #retry(row: JobRow, back: Parameters<JobTable["putBack"]>[1], eventBytes: number): Promise<void> {
+    const { table, audit } = this.#parts;
+    if (back.begun) audit.append({ kind: "job", act: "failed", job: row.id, tenant: row.tenant, attempt: row.attempt }); // prettier-ignore
+    if (await this.#written(() => table.putBack(row, back))) return;
+    // Somebody cancelled it, or it is another node's by now.
+    await this.#end(row, { state: "cancelled", eventBytes });
+  }
+
+  async #end(row: JobRow, end: End): Promise<void> {
+    const { table, audit, metrics, callbacks } = this.#parts;
+    const act = end.state === "done" ? "finished" : end.state === "cancelled" ? "cancelled" : "given-up";
+    audit.append({ kind: "job", act, job: row.id, tenant: row.tenant, attempt: row.attempt });
+    if (!(await this.#written(() => table.finish(row, end)))) return;
+    metrics.job(end.state);
+    callbacks.wake();
+  }
+
+  /** Tries until the database takes it: what a script did is not done again for a hiccup of the network. */
+  async #written(write: () => Promise<boolean>): Promise<boolean> {
+    const until = this.#parts.now() + WRITE_MS;
+    for (let wait = 50; ; wait = Math.min(wait * 2, 5000)) {
+      try {
+        return await write();
+      } catch (error) {
+        if (this.#parts.now() + wait > until) throw error;
+        this.#parts.logger.warn({ err: error }, "a job's end could not be written; trying again");
+        await new Promise((resolve) => setTimeout(resolve, wait));
+      }
+    }
+  }
+
+  // -- to look after ----------------------------------------------------------------------------------------------------
+
+  async #tick(): Promise<void> {
+    const { table, node, nodeName, logger } = this.#parts;
+    try {
+      // Taken for dead: what runs here is another node's by now, or will be.
+      if (!(await table.seen(node, nodeName))) for (const abort of this.#running.values()) abort.abort(LOST);
+      for (const id of await table.cancelled(node)) this.#running.get(id)?.abort(CANCELLED);
+      for (const row of await table.lost()) {
+        await this.#lost(row, (await table.eventsKept(row.id)).units);
+        this.#changed(row.id);
+      }
+      if (!this.#closing) await this.#offer(await table.offer());
+      await table.removeExpired();
+      this.#queued = (await table.counts()).queued;
+    } catch (err) {
+      logger.error({ err }, "jobs could not be looked after");
+    }
+  }
+
+  // -- to ask -----------------------------------------------------------------------------------------------------------
+
+  /** Throws Problem `not-found`. */
+  async get(tenant: string, id: string): Promise<Job> {
+    const job = await this.#parts.table.get(tenant, id);
+    if (job === undefined) throw noJob();
+    return job;
+  }
+
+  /** The job when it has ended, or as it is after so long, or when `gone` aborts. */
+  async wait(tenant: string, id: string, ms: number, gone: AbortSignal): Promise<Job> {
+    const end = Date.now() + ms;
+    for (;;) {
+      const news = this.#news(id, gone);
+      const job = await this.get(tenant, id);
+      const left = end - Date.now();
+      if (hasEnded(job) || left <= 0 || gone.aborted || this.#closing) return job;
+      await news(Math.min(left, LOOK_MS));
+    }
+  }
+
+  async cancel(tenant: string, id: string, by: string): Promise<Job> {
+    const { table, audit, metrics, callbacks } = this.#parts;
+    await this.get(tenant, id);
+    audit.append({ kind: "job", act: "cancelled", job: id, tenant, by });
+    const result = await table.cancel(tenant, id);
+    if (result === undefined) throw noJob();
+    if (result === "cancelled") {
+      metrics.job("cancelled");
+      callbacks.wake();
+    }
+    this.#running.get(id)?.abort(CANCELLED);
+    this.#changed(id);
+    return this.get(tenant, id);
+  }
+
+  async again(tenant: string, id: string, by: string): Promise<Job> {
+    const { table, audit } = this.#parts;
+    const { state } = await this.get(tenant, id);
+    audit.append({ kind: "job", act: "submitted", job: id, tenant, by });
+    if (!(await table.again(tenant, id)))
+      throw new Problem(
+        "conflict",
+        `the job is ${state}: only one that failed or was cancelled is run again`,
+      );
+    await this.#offer(await table.offer());
+    return this.get(tenant, id);
+  }
+
+  async remove(tenant: string, id: string): Promise<void> {
+    const { state } = await this.get(tenant, id);
+    if (!(await this.#parts.table.remove(tenant, id)))
+      throw new Problem("conflict", `the job is ${state}: cancel it first`);
+  }
+
+  /** What its runs tell after the event of that number, and at the end the job itself. */
+  async *events(tenant: string, id: string, after: number, gone: AbortSignal): AsyncGenerator<JobEvent> {
+    for (let seq = after; ;) {
+      const news = this.#news(id, gone);
+      const job = await this.get(tenant, id); // before its events are read: the last ones are written before its end
+      for (;;) {
+        const page = await this.#parts.table.events(id, seq, 200);
+        for (const { seq: number, event, data } of page) {
+          if (gone.aborted) return;
+          seq = number;
+          yield { id: String(number), event, data };
+        }
+        if (page.length < 200) break;
+      }
+      if (gone.aborted || this.#closing) return;
+      if (hasEnded(job)) {
+        yield { id: String(seq), event: "job", data: jsonText(job) };
+        return;
+      }
+      await news(LOOK_MS);
+    }
+  }
+
+  /** From now on listens; what comes back waits for news, so long at most. */
+  #news(id: string, gone: AbortSignal): (ms: number) => Promise<void> {
+    let wake = () => {};
+    const heard = new Promise<void>((resolve) => (wake = resolve));
+    const own = this.#waiting.get(id) ?? new Set();
+    this.#waiting.set(id, own.add(wake));
+    return async (ms) => {
+      const timer = setTimeout(wake, ms);
+      gone.addEventListener("abort", wake, { once: true });
+      if (!gone.aborted) await heard;
+      gone.removeEventListener("abort", wake);
+      clearTimeout(timer);
+      own.delete(wake);
+      if (own.size === 0 && this.#waiting.get(id) === own) this.#waiting.delete(id);
+    };
+  }
+
+  #changed(id: string): void {
+    for (const wake of this.#waiting.get(id) ?? []) wake();
+  }
+}
+
+export const hasEnded = ({ state }: Job): boolean => state !== "queued" && state !== "running";
+
+const noJob = () => new Problem("not-found", "there is no such job, or its result is kept no longer");
+
+/** Doubled for each attempt after the first, up to an hour. */
+const backoff = ({ attempt }: JobRow, ms: number): number => Math.min(ms * 2 ** (attempt - 1), 3_600_000);
+
+/** What a job's runs tell, on its way to the table: in batches, bounded. */
+class EventLog {
+  readonly #job: JobRow;
+  readonly #table: JobTable;
+  readonly #changed: () => void;
+  #kept = 0;
+  #units = 0;
+  #full = false;
+  #pending: { event: string; data: string }[] = [];
+  #timer: NodeJS.Timeout | undefined;
+  #writing: Promise<void> = Promise.resolve();
+
+  constructor(job: JobRow, table: JobTable, changed: () => void) {
+    this.#job = job;
+    this.#table = table;
+    this.#changed = changed;
+  }
+
+  async open(): Promise<void> {
+    const { count, units } = await this.#table.eventsKept(this.#job.id);
+    [this.#kept, this.#units] = [count, units];
+  }
+
+  push(event: string, value: unknown): void {
+    if (this.#full) return;
+    const data = jsonText(value);
+    this.#full =
+      this.#kept + this.#pending.length >= MAX_EVENTS || this.#units + data.length > MAX_EVENT_UNITS;
+    this.#pending.push(this.#full ? { event: "full", data: "{}" } : { event, data });
+    this.#units += data.length;
+    this.#timer ??= setTimeout(() => this.#flush(), FLUSH_MS).unref();
+  }
+
+  #flush(): void {
+    this.#timer = undefined;
+    const events = this.#pending;
+    if (events.length === 0) return;
+    this.#pending = [];
+    const after = this.#kept;
+    this.#kept += events.length;
+    this.#writing = this.#writing
+      .then(() => this.#table.addEvents(this.#job.id, after, events))
+      .then(this.#changed)
+      .catch(() => {}); // what is lost here stands in the outcome
+  }
+
+  /** Bytes that are kept, about. */
+  async close(): Promise<number> {
+    clearTimeout(this.#timer);
+    this.#flush();
+    await this.#writing;
+    return Math.min(this.#units, MAX_EVENT_UNITS);
+  }
+}
