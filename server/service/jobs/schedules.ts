@@ -157,7 +157,7 @@ export class Schedules {
 /** Throws Problem naming `cron` or `timeZone`. */
 function nextTime({ cron, timeZone }: ScheduleSettings, now: number): number {
   try {
-    new Intl.DateTimeFormat("en", { timeZone });
+    Intl.DateTimeFormat("en", { timeZone });
   } catch {
     throw badField("timeZone", "is no time zone: write it as in Europe/Berlin");
   }
