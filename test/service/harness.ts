@@ -1,7 +1,9 @@
 /** A service in this process, on loopback and in a directory of its own, and how to ask it. */
 import fs from "node:fs";
+import net from "node:net";
 import os from "node:os";
 import path from "node:path";
+import { afterAll, beforeAll } from "vitest";
 import { startService, type Service, type ServiceOptions } from "#server/service/service";
 
 export interface Answer {
@@ -97,6 +99,43 @@ export async function start(
     },
   };
 }
+
+/** Ends it, with its directory. */
+export async function end({ service, dir }: Running): Promise<void> {
+  await service.close();
+  fs.rmSync(path.dirname(dir), { recursive: true });
+}
+
+/** One for all tests of a file: it is there once they run, and gone after them. */
+export function shared(): Running {
+  const it = {} as Running;
+  beforeAll(async () => void Object.assign(it, await start()));
+  afterAll(() => end(it));
+  return it;
+}
+
+/** What `look` finds, when it finds something. */
+export async function until<T>(look: () => T | undefined): Promise<T> {
+  for (;;) {
+    const found = look();
+    if (found !== undefined) return found;
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+}
+
+/** A connection of its own, which has sent this. */
+export async function sent(address: string, text: string): Promise<net.Socket> {
+  const socket = net.connect(Number(new URL(address).port), "127.0.0.1");
+  socket.on("error", () => {}); // a test may want it cut
+  await new Promise<void>((resolve) => socket.write(text, () => resolve()));
+  return socket;
+}
+
+/** The bytes of a request for a run, `headers` with their line ends. */
+export const posted = (key: string, body: object, headers = ""): string => {
+  const text = JSON.stringify(body);
+  return `POST /v1/runs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${key}\r\nContent-Type: application/json\r\n${headers}Content-Length: ${text.length}\r\n\r\n${text}`;
+};
 
 /** Lines of the audit log, parsed. */
 export const audited = (dir: string): Record<string, unknown>[] =>
