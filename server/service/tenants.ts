@@ -45,12 +45,10 @@ interface TenantRow {
   policy_json: string;
   revision: number;
 }
-interface KeyRow {
-  id: string;
+/** A key with its tenant; an administrator's has none, and the tenant's columns hold nothing then. */
+interface HolderRow extends Omit<TenantRow, "id"> {
   tenant: string | null;
   hash: string;
-  name: string;
-  created_ms: number;
   expires_ms: number | null;
 }
 interface ScriptRow {
@@ -241,13 +239,18 @@ export class Tenants {
     const [, id, secret] = /^Bearer dh_([0-9a-f]{12})_([\w-]{43})$/i.exec(authorization ?? "") ?? [];
     if (id === undefined || secret === undefined)
       return { refused: authorization === undefined ? "missing" : "unknown", key: undefined };
-    const row = await first<KeyRow>(this.#db, "SELECT * FROM api_keys WHERE id = ?", id);
+    const row = await first<HolderRow>(
+      this.#db,
+      `SELECT k.tenant, k.hash, k.expires_ms, t.policy_json, t.revision
+        FROM api_keys AS k LEFT JOIN tenants AS t ON t.id = k.tenant WHERE k.id = ?`,
+      id,
+    );
     // As long for a key that is not there as for a wrong one.
     const right = timingSafeEqual(Buffer.from(sha256(secret)), Buffer.from(row?.hash ?? sha256("")));
     if (row === undefined || !right) return { refused: "unknown", key: id };
     if (row.expires_ms !== null && row.expires_ms <= this.#now()) return { refused: "expired", key: id };
     if (row.tenant === null) return { key: id, admin: true };
-    return { key: id, admin: false, tenant: await this.get(row.tenant) };
+    return { key: id, admin: false, tenant: this.#tenant({ ...row, id: row.tenant }) };
   }
 
   // -- scripts ----------------------------------------------------------------------------------------------------------
