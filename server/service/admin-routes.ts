@@ -77,8 +77,8 @@ export function adminRoutes(app: App, parts: ServiceParts): void {
     async (request, reply) => {
       // prettier-ignore
       const { tenant } = request.params;
-      audit.append({ kind: "tenant", act: "removed", by: request.holder.key, tenant });
-      await tenants.remove(tenant);
+      const by = request.holder.key;
+      await tenants.remove(tenant, () => audit.append({ kind: "tenant", act: "removed", by, tenant }));
       return reply.code(204).send(null);
     },
   );
@@ -115,8 +115,9 @@ export function adminRoutes(app: App, parts: ServiceParts): void {
     { schema: { summary: "Revoke a key, at once", tags, params: one.extend({ key: z.string().max(64) }), response: nothing } }, // prettier-ignore
     async (request, reply) => {
       const { tenant, key } = request.params;
-      audit.append({ kind: "key", act: "removed", by: request.holder.key, tenant, key });
-      await tenants.removeKey(tenant, key);
+      await tenants.removeKey(tenant, key, () =>
+        audit.append({ kind: "key", act: "removed", by: request.holder.key, tenant, key }),
+      );
       return reply.code(204).send(null);
     },
   );

@@ -82,9 +82,10 @@ export interface JobEvent {
 
 interface Change {
   act: "created" | "changed" | "removed";
-  /** Id of the administrator's key. */
+  /** Id of the key that asked for it, an administrator's or the tenant's own. */
   by: string;
-  tenant: string;
+  /** Absent: nobody's, as an administrator's key. */
+  tenant?: string;
 }
 export interface TenantChange extends Change {
   kind: "tenant";
@@ -93,6 +94,16 @@ export interface KeyChange extends Change {
   kind: "key";
   /** Its id, never the key. */
   key: string;
+}
+export interface ScriptChange extends Change {
+  kind: "script";
+  name: string;
+  /** The new one; of a script that is removed the latest. */
+  version: number;
+  /** SHA-256 of all that is stored (source, type, language, modules), hex, as the service tells it. */
+  content: string;
+  /** SHA-256 of the source alone, hex, as the lines of its runs have it. */
+  script: string;
 }
 export interface PolicyChange extends Change {
   kind: "policy";
@@ -152,6 +163,7 @@ export type AuditEvent =
   | TenantChange
   | KeyChange
   | PolicyChange
+  | ScriptChange
   | SecretChange
   | ScheduleChange
   | AuthRefusal
@@ -166,6 +178,7 @@ const KINDS: Readonly<Record<Logged["kind"], true>> = {
   tenant: true,
   key: true,
   policy: true,
+  script: true,
   secret: true,
   schedule: true,
   auth: true,
@@ -273,6 +286,14 @@ export function fields(event: Logged, redact: Redact): Record<string, Field> {
       return { ...change(event, name), key: name(event.key) };
     case "policy":
       return { ...change(event, name), key: name(event.key), policy: name(event.policy) };
+    case "script":
+      return {
+        ...change(event, name),
+        name: name(event.name),
+        version: event.version,
+        content: name(event.content),
+        script: name(event.script),
+      };
     case "secret":
       return { ...change(event, name), secret: name(event.secret) };
     case "schedule":
@@ -287,8 +308,13 @@ export function fields(event: Logged, redact: Redact): Record<string, Field> {
 }
 
 const change = (
-  { kind, act, by, tenant }: TenantChange | KeyChange | PolicyChange | SecretChange | ScheduleChange,
-  name: (text: string) => Field,
+  {
+    kind,
+    act,
+    by,
+    tenant,
+  }: TenantChange | KeyChange | PolicyChange | ScriptChange | SecretChange | ScheduleChange,
+  name: (text: string | undefined) => Field,
 ) => ({ kind, act, by: name(by), tenant: name(tenant) });
 
 function cutAt(text: string | undefined, most: number, redact: Redact): string | undefined {

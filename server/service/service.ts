@@ -271,7 +271,9 @@ async function firstKeys(tenants: Tenants, audit: AuditLog, most: Limits) {
   const { key } = await tenants.addKey(tenant, { name: "first key" }, (id) =>
     audit.append({ kind: "key", act: "created", by, tenant, key: id }),
   );
-  const { key: adminKey } = await tenants.addKey(null, { name: "first administrator" }, () => {});
+  const { key: adminKey } = await tenants.addKey(null, { name: "first administrator" }, (id) =>
+    audit.append({ kind: "key", act: "created", by, key: id }),
+  );
   return { tenant, key, adminKey };
 }
 

@@ -1,15 +1,19 @@
 /** What a tenant can do over HTTP: run, keep scripts, store secrets, see what it used. */
 import { randomUUID } from "node:crypto";
+import type { FastifyRequest } from "fastify";
 import { z } from "zod";
 import type { Policy } from "../policy-schema.js";
 import { grantWords } from "../policy-words.js";
 import { grantsOf, hollowPowers } from "../grants.js";
 import { jsonable, jsonText, plainOutcome } from "../show.js";
 import { environmentTypes } from "../types.js";
+import type { ScriptChange } from "./audit-events.js";
+import { sha256 } from "./audit-line.js";
 import { idempotencyKey } from "./idempotency.js";
 import { beginStream, goneWith, tenantOf, wholeNumber, type App, type ServiceParts } from "./app.js";
 import { badField, Problem } from "./problems.js";
 import { asProblem } from "./runner.js";
+import type { ScriptFacts } from "./tenants.js";
 import {
   keyFacts,
   nothing,
@@ -37,7 +41,7 @@ const grantsShown = ({ grants }: Policy) =>
 const isStream = (reply: object): boolean => "sse" in reply;
 
 export function tenantRoutes(app: App, parts: ServiceParts): void {
-  const { runner, streams, tenants, usage, idempotency } = parts;
+  const { runner, streams, tenants, usage, idempotency, audit } = parts;
 
   app.get("/healthz", { config: { open: true }, schema: { summary: "Whether the process lives", security: [] } }, () => ({ ok: true })); // prettier-ignore
   app.get(
@@ -182,7 +186,9 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
     async (request, reply) => {
       const { name } = request.params;
       const tenant = tenantOf(request);
-      const { created, version } = await tenants.putScript(tenant, name, request.body);
+      const { created, version } = await tenants.putScript(tenant, name, request.body, (facts) =>
+        audit.append(scriptChange(facts.version === 1 ? "created" : "changed", request, name, facts)),
+      );
       void reply.code(created ? 201 : 200);
       const { content: _, ...stored } = await tenants.script(tenant, `${name}@${version}`);
       return stored;
@@ -229,8 +235,10 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
       },
     },
     async (request, reply) => {
-      // prettier-ignore
-      await tenants.removeScript(tenantOf(request), request.params.name);
+      const { name } = request.params;
+      await tenants.removeScript(tenantOf(request), name, (latest) =>
+        audit.append(scriptChange("removed", request, name, latest)),
+      );
       return reply.code(204).send(null);
     },
   );
@@ -270,13 +278,7 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
     async (request, reply) => {
       const { id } = tenantOf(request);
       const { name } = request.params;
-      parts.audit.append({
-        kind: "secret",
-        act: "changed",
-        by: request.holder.key,
-        tenant: id,
-        secret: name,
-      });
+      audit.append({ kind: "secret", act: "changed", by: request.holder.key, tenant: id, secret: name });
       await tenants.putSecret(id, name, request.body.value);
       return reply.code(204).send(null);
     },
@@ -285,17 +287,11 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
     "/v1/secrets/:name",
     { schema: { summary: "Remove a secret", tags: ["secrets"], params: secret, response: nothing } },
     async (request, reply) => {
-      // prettier-ignore
       const { id } = tenantOf(request);
       const { name } = request.params;
-      parts.audit.append({
-        kind: "secret",
-        act: "removed",
-        by: request.holder.key,
-        tenant: id,
-        secret: name,
-      });
-      await tenants.removeSecret(id, name);
+      await tenants.removeSecret(id, name, () =>
+        audit.append({ kind: "secret", act: "removed", by: request.holder.key, tenant: id, secret: name }),
+      );
       return reply.code(204).send(null);
     },
   );
@@ -315,6 +311,22 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
     async (request) => ({ days: await daysOf(parts, tenantOf(request).id, request.query) }),
   );
 }
+
+const scriptChange = (
+  act: ScriptChange["act"],
+  request: FastifyRequest,
+  name: string,
+  { version, hash, content }: ScriptFacts,
+): ScriptChange => ({
+  kind: "script",
+  act,
+  by: request.holder.key,
+  tenant: tenantOf(request).id,
+  name,
+  version,
+  content: hash,
+  script: sha256(content.source),
+});
 
 /** The last 30 days unless said otherwise. */
 export function daysOf(

@@ -13,7 +13,7 @@ import { policyOf, PolicyError, type Problem as PolicyProblem } from "../policy.
 import type { GrantPolicy, Policy } from "../policy-schema.js";
 import { sha256 } from "./audit-line.js";
 import { callbackRulesProblem } from "./jobs/callbacks.js";
-import { first, type Database, type Queries } from "./database.js";
+import { first, type Database, type Queries, type Value } from "./database.js";
 import { badFields, Problem } from "./problems.js";
 import type { ScriptContent, TenantSettings } from "./schemas.js";
 
@@ -28,6 +28,13 @@ export interface Tenant {
 export type Holder = { readonly key: string } & (
   { readonly admin: true } | { readonly admin: false; readonly tenant: Tenant }
 );
+/** A script as it is stored, or was: for the line of the audit log. */
+export interface ScriptFacts {
+  version: number;
+  /** SHA-256 of all that is stored, hex. */
+  hash: string;
+  content: ScriptContent;
+}
 /** Why a key opens nothing. */
 export interface Refusal {
   readonly refused: "missing" | "unknown" | "expired";
@@ -39,12 +46,10 @@ interface TenantRow {
   policy_json: string;
   revision: number;
 }
-interface KeyRow {
-  id: string;
+/** A key with its tenant; an administrator's has none, and the tenant's columns hold nothing then. */
+interface HolderRow extends Omit<TenantRow, "id"> {
   tenant: string | null;
   hash: string;
-  name: string;
-  created_ms: number;
   expires_ms: number | null;
 }
 interface ScriptRow {
@@ -121,13 +126,20 @@ export class Tenants {
     return this.#db.all(`SELECT id, name, created_ms AS "createdMs" FROM tenants ORDER BY id`);
   }
 
-  /** With everything that is the tenant's in the service's database and in its key-value store. */
-  async remove(id: string): Promise<void> {
-    if ((await this.#db.run("DELETE FROM tenants WHERE id = ?", id)) === 0)
-      throw new Problem("not-found", `there is no tenant ${id}`);
+  /** With everything that is the tenant's in the service's database and in its key-value store. `before` as in `addKey`. */
+  async remove(id: string, before: () => void): Promise<void> {
+    await this.#remove("tenants WHERE id = ?", [id], `tenant ${id}`, before);
     this.#parsed.delete(id);
     // A tenant that is made anew with this id is another one.
     this.#store.removeSpaces(`${id}/`);
+  }
+
+  /** Looks, calls `before`, removes. Throws Problem `not-found`, and what `before` throws: nothing is removed then. */
+  async #remove(rows: string, values: readonly Value[], what: string, before: () => void): Promise<void> {
+    const missing = () => new Problem("not-found", `there is no ${what}`);
+    if ((await first(this.#db, `SELECT 1 AS there FROM ${rows}`, ...values)) === undefined) throw missing();
+    before();
+    if ((await this.#db.run(`DELETE FROM ${rows}`, ...values)) === 0) throw missing(); // by another in the same moment
   }
 
   #tenant({ id, policy_json, revision }: TenantRow): Tenant {
@@ -212,9 +224,13 @@ export class Tenants {
     );
   }
 
-  async removeKey(tenant: string, id: string): Promise<void> {
-    if ((await this.#db.run("DELETE FROM api_keys WHERE tenant = ? AND id = ?", tenant, id)) === 0)
-      throw new Problem("not-found", `${tenant} has no key ${id}`);
+  removeKey(tenant: string, id: string, before: () => void): Promise<void> {
+    return this.#remove(
+      "api_keys WHERE tenant = ? AND id = ?",
+      [tenant, id],
+      `key ${id} of ${tenant}`,
+      before,
+    );
   }
 
   async hasAdmin(): Promise<boolean> {
@@ -226,22 +242,31 @@ export class Tenants {
     const [, id, secret] = /^Bearer dh_([0-9a-f]{12})_([\w-]{43})$/i.exec(authorization ?? "") ?? [];
     if (id === undefined || secret === undefined)
       return { refused: authorization === undefined ? "missing" : "unknown", key: undefined };
-    const row = await first<KeyRow>(this.#db, "SELECT * FROM api_keys WHERE id = ?", id);
+    const row = await first<HolderRow>(
+      this.#db,
+      `SELECT k.tenant, k.hash, k.expires_ms, t.policy_json, t.revision
+        FROM api_keys AS k LEFT JOIN tenants AS t ON t.id = k.tenant WHERE k.id = ?`,
+      id,
+    );
     // As long for a key that is not there as for a wrong one.
     const right = timingSafeEqual(Buffer.from(sha256(secret)), Buffer.from(row?.hash ?? sha256("")));
     if (row === undefined || !right) return { refused: "unknown", key: id };
     if (row.expires_ms !== null && row.expires_ms <= this.#now()) return { refused: "expired", key: id };
     if (row.tenant === null) return { key: id, admin: true };
-    return { key: id, admin: false, tenant: await this.get(row.tenant) };
+    return { key: id, admin: false, tenant: this.#tenant({ ...row, id: row.tenant }) };
   }
 
   // -- scripts ----------------------------------------------------------------------------------------------------------
 
-  /** A new version, or the latest one if it is the same. Throws Problem `storage-full`. */
+  /**
+   * A new version, or the latest one if it is the same. `before` is called before a new one is kept, again if the database
+   * asks to repeat; if it throws, there is none. Throws Problem `storage-full`.
+   */
   putScript(
     tenant: Tenant,
     name: string,
     content: ScriptContent,
+    before: (facts: ScriptFacts) => void,
   ): Promise<{ created: boolean; version: number; hash: string }> {
     const json = JSON.stringify(content);
     const [bytes, hash] = [Buffer.byteLength(json), sha256(json)];
@@ -255,6 +280,7 @@ export class Tenants {
       if (used + bytes > most)
         throw new Problem("storage-full", `${bytes} bytes more would be over the tenant's ${most}`);
       const version = (latest?.version ?? 0) + 1;
+      before({ version, hash, content });
       await queries.run(
         "INSERT INTO scripts (tenant, name, version, hash, content_json, bytes, created_ms) VALUES (?, ?, ?, ?, ?, ?, ?)",
         tenant.id,
@@ -307,9 +333,11 @@ export class Tenants {
     );
   }
 
-  async removeScript(tenant: Tenant, name: string): Promise<void> {
-    if ((await this.#db.run("DELETE FROM scripts WHERE tenant = ? AND name = ?", tenant.id, name)) === 0)
-      throw new Problem("not-found", `there is no script ${name}`);
+  /** With all versions. `before` is told of the latest. */
+  async removeScript(tenant: Tenant, name: string, before: (latest: ScriptFacts) => void): Promise<void> {
+    const latest = await this.script(tenant, name);
+    const rows = "scripts WHERE tenant = ? AND name = ?";
+    await this.#remove(rows, [tenant.id, name], `script ${name}`, () => before(latest));
   }
 
   // -- secrets ----------------------------------------------------------------------------------------------------------
@@ -337,9 +365,8 @@ export class Tenants {
     );
   }
 
-  async removeSecret(tenant: string, name: string): Promise<void> {
-    if ((await this.#db.run("DELETE FROM secrets WHERE tenant = ? AND name = ?", tenant, name)) === 0)
-      throw new Problem("not-found", `there is no secret ${name}`);
+  removeSecret(tenant: string, name: string, before: () => void): Promise<void> {
+    return this.#remove("secrets WHERE tenant = ? AND name = ?", [tenant, name], `secret ${name}`, before);
   }
 
   /** By name, without a prototype. Throws SandboxError `host-cannot` where the sealing key is not the one they were sealed with. */

@@ -117,10 +117,11 @@ test("audit show prints the lines that are chosen, as words or as they are", asy
     const { stdout } = await cli(["audit", "show", at.dir, "--json", ...flags]);
     return stdout.trimEnd().split("\n").map((line) => (JSON.parse(line) as { seq: number }).seq); // prettier-ignore
   };
-  expect(await seqs("--kind", "run")).toEqual([8, 11]);
-  expect(await seqs("--run", "r1")).toEqual([8, 9, 10, 11]);
-  expect(await seqs("--tenant", "b")).toEqual([7, 13]);
-  expect(await seqs("--tenant", "b", "--kind", "call")).toEqual([13]);
+  expect(await seqs("--kind", "run")).toEqual([9, 12]);
+  expect(await seqs("--kind", "script")).toEqual([5]);
+  expect(await seqs("--run", "r1")).toEqual([9, 10, 11, 12]);
+  expect(await seqs("--tenant", "b")).toEqual([8, 14]);
+  expect(await seqs("--tenant", "b", "--kind", "call")).toEqual([14]);
   expect((await cli(["audit", "show", "--help"])).stdout.replaceAll(/\s+/g, " ")).toContain(
     AUDIT_KINDS.join(", "),
   );

@@ -1,19 +1,10 @@
 /** The HTTP service under clients and operators that it must outlive. */
-import fs from "node:fs";
 import net, { type AddressInfo } from "node:net";
-import path from "node:path";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { AuditLog } from "#server/service/audit-log";
-import { audited, start, temporaryDirectory, type Running } from "./harness.js";
+import { audited, end, posted, sent, shared, start, temporaryDirectory, until } from "./harness.js";
 
-let it: Running;
-beforeAll(async () => {
-  it = await start();
-});
-afterAll(async () => {
-  await it.service.close();
-  fs.rmSync(path.dirname(it.dir), { recursive: true });
-});
+const it = shared();
 
 const stream = { accept: "text/event-stream" };
 const settings = (quotas: object = {}) => ({
@@ -22,24 +13,6 @@ const settings = (quotas: object = {}) => ({
 });
 const endless = { source: "export default async (i, env) => { await env.kv.get('x'); for (;;); }", grants: ["kv"] }; // prettier-ignore
 
-async function until<T>(look: () => T | undefined): Promise<T> {
-  for (;;) {
-    const found = look();
-    if (found !== undefined) return found;
-    await new Promise((resolve) => setImmediate(resolve));
-  }
-}
-/** A connection of its own, which has sent this. */
-async function sent(address: string, text: string): Promise<net.Socket> {
-  const socket = net.connect(Number(new URL(address).port), "127.0.0.1");
-  socket.on("error", () => {});
-  await new Promise<void>((resolve) => socket.write(text, () => resolve()));
-  return socket;
-}
-const posted = (key: string, body: object, headers = "") => {
-  const text = JSON.stringify(body);
-  return `POST /v1/runs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${key}\r\nContent-Type: application/json\r\n${headers}Content-Length: ${text.length}\r\n\r\n${text}`;
-};
 const runsOf = (dir: string, tenant: string, act: string) =>
   audited(dir).filter((line) => line["tenant"] === tenant && line["act"] === act && line["kind"] === "run");
 
@@ -55,8 +28,7 @@ test("requests without a key fill the audit log with so many lines a minute, and
   expect((await one.ask("GET", "/v1")).status).toBe(200);
   expect((await one.ask("GET", "/v1", { key: one.service.made?.adminKey ?? "" })).status).toBe(401);
   expect(audited(one.dir).filter(({ reason }) => reason === "forbidden")).toHaveLength(1);
-  await one.service.close();
-  fs.rmSync(path.dirname(one.dir), { recursive: true });
+  await end(one);
 });
 
 describe("what a client accepts", () => {
@@ -251,8 +223,7 @@ describe("an audit log that cannot be written", () => {
     expect((await one.admin("GET", "/admin/v1/tenants/known/keys")).body.keys).toHaveLength(1);
     expect((await one.ask("GET", "/v1", { key })).body.today.runs).toBe(0);
     expect((await one.ask("POST", "/v1/runs", { key, body: { source: "1", type: "script" } })).status).toBe(200); // prettier-ignore
-    await one.service.close();
-    fs.rmSync(path.dirname(one.dir), { recursive: true });
+    await end(one);
   });
 });
 
@@ -266,8 +237,7 @@ test("a service that starts with less than a policy has tells the operator's mis
   const fitting = { body: { policy: { limits: { wallMs: 1000, cpuMs: 1000 } } } };
   expect((await less.admin("PUT", "/admin/v1/tenants/default", fitting)).status).toBe(200);
   expect((await less.ask("GET", "/v1")).status).toBe(200);
-  await less.service.close();
-  fs.rmSync(path.dirname(one.dir), { recursive: true });
+  await end(less);
 });
 
 describe("a first start", () => {
@@ -280,8 +250,7 @@ describe("a first start", () => {
     taken.close();
     const next = await start({ dataDir });
     expect(next.service.made).toMatchObject({ tenant: "default" });
-    await next.service.close();
-    fs.rmSync(path.dirname(dataDir), { recursive: true });
+    await end(next);
   });
 });
 
@@ -298,6 +267,6 @@ describe("a service that ends", () => {
     expect(audited(one.dir).at(-1)).toMatchObject({ kind: "server", act: "stopped" });
     reader.destroy();
     sender.destroy();
-    fs.rmSync(path.dirname(one.dir), { recursive: true });
+    await end(one);
   }, 30_000);
 });

@@ -1,11 +1,9 @@
 /** Callbacks: what a receiver gets, what becomes of them when it does not answer, and where they never go. */
 import { createHmac } from "node:crypto";
-import fs from "node:fs";
 import http from "node:http";
 import type { AddressInfo } from "node:net";
-import path from "node:path";
 import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
-import { audited, start, type Running } from "./harness.js";
+import { audited, end, start, type Running } from "./harness.js";
 
 interface Received {
   url: string;
@@ -19,8 +17,13 @@ let ahead = 0;
 let receiver: http.Server;
 let port: number;
 let received: Received[] = [];
-let answer: (at: number) => { status: number; headers?: Record<string, string> } | "silent" = () => ({ status: 200 });
+let careless = 0;
+let answer: (at: number) => { status: number; headers?: Record<string, string> } | "silent" = () => ({
+  status: 200,
+});
 
+/** Tests look again and again. */
+const quotas = { requestsPerMinute: 1e9 };
 const local = { allow: ["http://127.0.0.1/*", "http://127.0.0.1:1/*"], open: ["127.0.0.1/32"] };
 beforeAll(async () => {
   receiver = http.createServer((request, response) => {
@@ -35,28 +38,37 @@ beforeAll(async () => {
   await new Promise<void>((ready) => receiver.listen(0, "127.0.0.1", ready));
   ({ port } = receiver.address() as AddressInfo);
   it = await start({ now: () => Date.now() + ahead });
-  key = await it.tenant("caller", { callbacks: { ...local, allow: [`http://127.0.0.1:${port}/*`] } });
+  key = await it.tenant("caller", { quotas, callbacks: { ...local, allow: [`http://127.0.0.1:${port}/*`] } });
   await it.ask("PUT", "/v1/secrets/HOOK", { key, body: { value: "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw" } });
 });
 afterAll(async () => {
-  await it.service.close();
+  await end(it);
   receiver.closeAllConnections();
   receiver.close();
-  fs.rmSync(path.dirname(it.dir), { recursive: true });
 });
 beforeEach(() => {
   received = [];
   answer = () => ({ status: 200 });
 });
 
+/** What the receiver got of this job. */
+const got = (id: string) =>
+  received.filter(({ body }) => (JSON.parse(body) as { data: { id: string } }).data.id === id);
 const hook = (more: object = {}) => ({ url: `http://127.0.0.1:${port}/hook`, secret: "HOOK", ...more });
 async function accepted(job: object, of = key): Promise<string> {
-  const { status, body } = await it.ask("POST", "/v1/jobs", { key: of, body: { source: "6 * 7", type: "script", ...job } });
+  const { status, body } = await it.ask("POST", "/v1/jobs", {
+    key: of,
+    body: { source: "6 * 7", type: "script", ...job },
+  });
   expect({ status, problem: body.detail }).toEqual({ status: 202, problem: undefined });
   return body.id as string;
 }
 /** Resolves to the job when its callback is as said. */
-async function until(id: string, fits: (callback: { state: string; attempts: number; detail?: string }) => boolean, of = key) {
+async function until(
+  id: string,
+  fits: (callback: { state: string; attempts: number; detail?: string }) => boolean,
+  of = key,
+) {
   for (;;) {
     const { body } = await it.ask("GET", `/v1/jobs/${id}?wait=1`, { key: of });
     if (body.callback !== undefined && fits(body.callback)) return body;
@@ -66,12 +78,23 @@ const over = ({ state }: { state: string }) => state !== "pending";
 
 test("the receiver gets the ended job, signed as Standard Webhooks says, once", async () => {
   const id = await accepted({ callback: hook() });
-  expect(await until(id, over)).toMatchObject({ state: "done", callback: { state: "delivered", attempts: 1, detail: "answered 200" } });
-  const [one, ...more] = received;
+  expect(await until(id, over)).toMatchObject({
+    state: "done",
+    callback: { state: "delivered", attempts: 1, detail: "answered 200" },
+  });
+  const [one, ...more] = got(id);
   expect(more).toEqual([]);
   expect(one?.url).toBe("/hook");
-  expect(JSON.parse(one?.body ?? "")).toMatchObject({ type: "job.done", data: { id, state: "done", outcome: { status: "ok", value: 42 } } });
-  const { "webhook-id": message, "webhook-timestamp": time, "webhook-signature": signed, "content-type": type } = one?.headers ?? {};
+  expect(JSON.parse(one?.body ?? "")).toMatchObject({
+    type: "job.done",
+    data: { id, state: "done", outcome: { status: "ok", value: 42 } },
+  });
+  const {
+    "webhook-id": message,
+    "webhook-timestamp": time,
+    "webhook-signature": signed,
+    "content-type": type,
+  } = one?.headers ?? {};
   expect(type).toBe("application/json");
   const own = createHmac("sha256", Buffer.from("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "base64"));
   expect(signed).toBe(`v1,${own.update(`${String(message)}.${String(time)}.${one?.body}`).digest("base64")}`);
@@ -81,8 +104,9 @@ test("the receiver gets the ended job, signed as Standard Webhooks says, once", 
 
 test("is signed with each of several secrets while one replaces another", async () => {
   await it.ask("PUT", "/v1/secrets/NEXT", { key, body: { value: "plain words" } });
-  await until(await accepted({ callback: hook({ secret: ["HOOK", "NEXT"] }) }), over);
-  const { headers, body } = received[0] as Received;
+  const id = await accepted({ callback: hook({ secret: ["HOOK", "NEXT"] }) });
+  await until(id, over);
+  const { headers, body } = got(id)[0] as Received;
   const signatures = String(headers["webhook-signature"]).split(" ");
   expect(signatures).toHaveLength(2);
   const text = `${String(headers["webhook-id"])}.${String(headers["webhook-timestamp"])}.${body}`;
@@ -98,24 +122,35 @@ test("is told of the ends that were asked for, and of no others", async () => {
   const waiting = await accepted({ delayMs: 1e6, callback: hook() });
   await it.ask("POST", `/v1/jobs/${waiting}/cancel`, { key });
   await until(waiting, over);
-  expect(received.map(({ body }) => (JSON.parse(body) as { type: string }).type)).toEqual(["job.failed", "job.cancelled"]);
+  expect(received.map(({ body }) => (JSON.parse(body) as { type: string }).type)).toEqual([
+    "job.failed",
+    "job.cancelled",
+  ]);
 });
 
 test("a receiver that fails is asked again later with the same id, until it takes it", async () => {
   answer = (at) => ({ status: at < 3 ? 500 : 204 });
   const id = await accepted({ callback: hook() });
   await until(id, ({ attempts, detail }) => attempts === 1 && detail === "answered 500");
-  expect(received).toHaveLength(1);
+  expect(got(id)).toHaveLength(1);
   ahead += 5000;
   await until(id, ({ attempts, detail }) => attempts === 2 && detail === "answered 500");
   ahead += 30_000;
-  expect((await until(id, over)).callback).toEqual({ state: "delivered", attempts: 3, detail: "answered 204" });
-  expect(new Set(received.map(({ headers }) => headers["webhook-id"])).size).toBe(1);
+  expect((await until(id, over)).callback).toEqual({
+    state: "delivered",
+    attempts: 3,
+    detail: "answered 204",
+  });
+  expect(new Set(got(id).map(({ headers }) => headers["webhook-id"])).size).toBe(1);
 });
 
 test("one that says Gone is not asked again; one that never answers is given up after the last try", async () => {
   answer = () => ({ status: 410 });
-  expect((await until(await accepted({ callback: hook() }), over)).callback).toEqual({ state: "failed", attempts: 1, detail: "answered 410" });
+  expect((await until(await accepted({ callback: hook() }), over)).callback).toEqual({
+    state: "failed",
+    attempts: 1,
+    detail: "answered 410",
+  });
   answer = () => ({ status: 503 });
   const id = await accepted({ keepS: 60, callback: hook() });
   for (let attempts = 1; attempts < 9; attempts++) {
@@ -123,33 +158,44 @@ test("one that says Gone is not asked again; one that never answers is given up 
     ahead += 43_200_000; // the result would be forgotten by now, were there nothing to tell
   }
   while ((await it.ask("GET", `/v1/jobs/${id}`, { key })).status !== 404);
-  expect(received).toHaveLength(1 + 9);
+  expect(got(id)).toHaveLength(9);
 });
 
 test("a redirect is not followed", async () => {
   answer = () => ({ status: 307, headers: { location: `http://127.0.0.1:${port}/elsewhere` } });
   const id = await accepted({ callback: hook() });
   await until(id, ({ detail }) => detail === "answered 307");
-  expect(received.map(({ url }) => url)).toEqual(["/hook"]);
+  expect(got(id).map(({ url }) => url)).toEqual(["/hook"]);
+  await it.ask("DELETE", `/v1/jobs/${id}`, { key });
 });
 
-test.each(["https://127.0.0.1", "https://localhost", "https://[::1]", "https://169.254.169.254", "https://[::ffff:7f00:1]", "https://0x7f.1"])(
-  "without a rule of the tenant's, an address that is not public is never called: %s",
-  async (origin) => {
-    const careless = await it.tenant("careless" + String(origin.length) + String(Date.now() % 1e6));
-    await it.ask("PUT", "/v1/secrets/HOOK", { key: careless, body: { value: "x" } });
-    const id = await accepted({ callback: hook({ url: `${origin}:${port}/hook` }) }, careless);
-    expect((await until(id, over, careless)).callback).toEqual({ state: "failed", attempts: 1, detail: "the address may not be called" });
-    expect(received).toEqual([]);
-  },
-);
+test.each([
+  "https://127.0.0.1",
+  "https://localhost",
+  "https://[::1]",
+  "https://169.254.169.254",
+  "https://[::ffff:7f00:1]",
+  "https://0x7f.1",
+])("without a rule of the tenant's, an address that is not public is never called: %s", async (origin) => {
+  const tenant = await it.tenant(`careless-${++careless}`, { quotas });
+  await it.ask("PUT", "/v1/secrets/HOOK", { key: tenant, body: { value: "x" } });
+  const id = await accepted({ callback: hook({ url: `${origin}:${port}/hook` }) }, tenant);
+  expect((await until(id, over, tenant)).callback).toEqual({
+    state: "failed",
+    attempts: 1,
+    detail: "the address may not be called",
+  });
+  expect(got(id)).toEqual([]);
+});
 
 test.each([
   ["http://example.com/hook", /https/],
   ["https://user:word@example.com/", /without a user/],
 ])("without a rule, %s is refused at once", async (url, words) => {
   await it.ask("PUT", "/v1/secrets/HOOK", { body: { value: "x" } });
-  const { status, body } = await it.ask("POST", "/v1/jobs", { body: { source: "1", callback: hook({ url }) } });
+  const { status, body } = await it.ask("POST", "/v1/jobs", {
+    body: { source: "1", callback: hook({ url }) },
+  });
   expect({ status, field: body.errors?.[0].field }).toEqual({ status: 403, field: "callback.url" });
   expect(body.errors[0].message).toMatch(words);
 });
@@ -163,7 +209,10 @@ test("a tenant's rules are checked when they are stored, and a callback that non
     const { status, body } = await it.admin("PUT", "/admin/v1/tenants/wrong", { body: { callbacks } });
     expect({ status, field: body.errors?.[0].field }).toEqual({ status: 400, field });
   }
-  const { status, body } = await it.ask("POST", "/v1/jobs", { key, body: { source: "1", callback: hook({ url: "https://example.com/" }) } });
+  const { status, body } = await it.ask("POST", "/v1/jobs", {
+    key,
+    body: { source: "1", callback: hook({ url: "https://example.com/" }) },
+  });
   expect({ status, field: body.errors?.[0].field }).toEqual({ status: 403, field: "callback.url" });
 });
 
@@ -173,20 +222,27 @@ test("a secret that is gone by then is told of, and no secret's value is in any 
   await it.ask("DELETE", "/v1/secrets/BRIEF", { key });
   ahead += 3000;
   const job = await until(id, ({ detail }) => detail !== undefined);
-  expect(job.callback).toMatchObject({ state: "pending", detail: "a secret that signs it is not stored any more" });
+  expect(job.callback).toMatchObject({
+    state: "pending",
+    detail: "a secret that signs it is not stored any more",
+  });
   expect(JSON.stringify(job)).not.toContain("brief-words");
-  expect(received).toEqual([]);
+  await it.ask("DELETE", `/v1/jobs/${id}`, { key });
+  expect(got(id)).toEqual([]);
 });
 
 test("silent receivers of one tenant hold up no other tenant's callbacks", async () => {
-  answer = () => (received.length <= 20 ? "silent" : { status: 200 });
+  answer = () => "silent";
   const ids = await Promise.all(Array.from({ length: 12 }, () => accepted({ callback: hook() })));
   while (received.length < 4) await new Promise((resolve) => setImmediate(resolve));
-  const other = await it.tenant("prompt", { callbacks: { ...local, allow: [`http://127.0.0.1:${port}/*`] } });
+  const other = await it.tenant("prompt", {
+    quotas,
+    callbacks: { ...local, allow: [`http://127.0.0.1:${port}/*`] },
+  });
   await it.ask("PUT", "/v1/secrets/HOOK", { key: other, body: { value: "x" } });
   answer = () => ({ status: 200 });
   await until(await accepted({ callback: hook() }, other), ({ state }) => state === "delivered", other);
-  expect(received).toHaveLength(4 + 1);
+  expect(ids.filter((id) => got(id).length > 0)).toHaveLength(4);
   for (const id of ids) await it.ask("DELETE", `/v1/jobs/${id}`, { key });
   receiver.closeAllConnections();
 });

@@ -1,23 +1,16 @@
 /** The client of the HTTP service, against a service. */
-import fs from "node:fs";
 import net, { type AddressInfo, type Socket } from "node:net";
-import path from "node:path";
-import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from "vitest";
+import { afterEach, beforeAll, describe, expect, test, vi } from "vitest";
 import { AdminClient, Client, ServiceError, type RunEvent } from "doublehull/client";
-import { audited, start, type Running } from "./harness.js";
+import { audited, shared, until } from "./harness.js";
 
-let it: Running;
+const it = shared();
 let client: Client;
 let admin: AdminClient;
 const adminKey = (): string => it.service.made?.adminKey ?? "";
-beforeAll(async () => {
-  it = await start();
+beforeAll(() => {
   client = new Client({ baseUrl: it.service.address, apiKey: it.service.made?.key ?? "" });
   admin = new AdminClient({ baseUrl: `${it.service.adminAddress}/`, apiKey: adminKey() });
-});
-afterAll(async () => {
-  await it.service.close();
-  fs.rmSync(path.dirname(it.dir), { recursive: true });
 });
 
 async function all<T>(items: AsyncIterable<T>): Promise<T[]> {
@@ -35,13 +28,8 @@ async function refusal(asked: Promise<unknown>): Promise<ServiceError> {
   return error as ServiceError;
 }
 /** Resolves when the audit log says how the run ended. */
-async function endOf(run: string): Promise<unknown> {
-  for (;;) {
-    const end = audited(it.dir).find((line) => line["run"] === run && line["act"] === "finished");
-    if (end !== undefined) return end["status"];
-    await new Promise((resolve) => setImmediate(resolve));
-  }
-}
+const endOf = async (run: string): Promise<unknown> =>
+  (await until(() => audited(it.dir).find((line) => line["run"] === run && line["act"] === "finished")))["status"]; // prettier-ignore
 const ENDLESS = {
   source: "export default async (i, env) => { await env.events.emit('begun', 0); for (;;); }",
   grants: ["events"],
@@ -76,18 +64,11 @@ describe("a run", () => {
     const source = "export default async (i, env) => { await env.kv.get('begun'); for (;;); }";
     const seen = audited(it.dir).length;
     const asked = client.run({ ...ENDLESS, source, grants: ["kv"] }, { signal: gone.signal });
-    const call = async (): Promise<string> => {
-      for (;;) {
-        const found = audited(it.dir).find((line) => line["kind"] === "call" && Number(line["seq"]) >= seen);
-        if (found !== undefined) return String(found["run"]);
-        await new Promise((resolve) => setImmediate(resolve));
-      }
-    };
-    const run = await call();
+    const call = await until(() => audited(it.dir).find((line) => line["kind"] === "call" && Number(line["seq"]) >= seen)); // prettier-ignore
     const reason = new Error("enough");
     gone.abort(reason);
     await expect(asked).rejects.toBe(reason);
-    expect(await endOf(run)).toBe("cancelled");
+    expect(await endOf(String(call["run"]))).toBe("cancelled");
   });
 });
 

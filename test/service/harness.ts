@@ -1,7 +1,10 @@
 /** A service in this process, on loopback and in a directory of its own, and how to ask it. */
 import fs from "node:fs";
+import net from "node:net";
 import os from "node:os";
 import path from "node:path";
+import { afterAll, beforeAll } from "vitest";
+import { finished, start as startCommand } from "../cli/command.js";
 import { startService, type Service, type ServiceOptions } from "#server/service/service";
 
 export interface Answer {
@@ -34,10 +37,7 @@ export const temporaryDirectory = (): string => {
   return path.join(dir, "data");
 };
 
-export async function start(
-  options: Partial<ServiceOptions> = {},
-  keys?: { key: string; adminKey: string },
-): Promise<Running> {
+export async function start(options: Partial<ServiceOptions> = {}, keys?: Keys): Promise<Running> {
   const log: string[] = [];
   const dir = options.dataDir ?? temporaryDirectory();
   const service = await startService({
@@ -60,12 +60,25 @@ export async function start(
   });
   const own = service.made ?? keys;
   if (own === undefined) throw new Error("whose keys?");
+  return { service, dir, log, ...askers(service.address, service.adminAddress, own) };
+}
+
+export interface Keys {
+  key: string;
+  adminKey: string;
+}
+
+function askers(
+  address: string,
+  adminAddress: string,
+  keys: Keys,
+): Pick<Running, "ask" | "admin" | "tenant"> {
   const asker =
-    (address: string, usual: string) =>
+    (to: string, usual: string) =>
     async (method: string, route: string, ask: Ask = {}): Promise<Answer> => {
       const { body, key = usual, headers = {}, signal } = ask;
       const raw = typeof body === "string" || body instanceof Uint8Array;
-      const response = await fetch(address + route, {
+      const response = await fetch(to + route, {
         method,
         headers: {
           ...(key === "" ? {} : { authorization: `Bearer ${key}` }),
@@ -83,12 +96,9 @@ export async function start(
         body: isJson && text !== "" ? JSON.parse(text) : text,
       };
     };
-  const admin = asker(service.adminAddress, own.adminKey);
+  const admin = asker(adminAddress, keys.adminKey);
   return {
-    service,
-    dir,
-    log,
-    ask: asker(service.address, own.key),
+    ask: asker(address, keys.key),
     admin,
     async tenant(id, settings = {}) {
       const put = await admin("PUT", `/admin/v1/tenants/${id}`, { body: settings });
@@ -97,6 +107,84 @@ export async function start(
     },
   };
 }
+
+/** One in a process of its own, as operators start it: `doublehull serve`. */
+export interface Serving extends Pick<Running, "ask" | "admin" | "tenant"> {
+  keys: Keys;
+  pid: number;
+  /** Resolves to the exit code when it has ended. */
+  kill(signal: NodeJS.Signals): Promise<number | null>;
+}
+
+export async function serving(
+  dir: string,
+  args: readonly string[],
+  keys?: Keys,
+  env?: Record<string, string>,
+): Promise<Serving> {
+  const anywhere = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-level", "error"];
+  const child = startCommand(
+    ["serve", "--data", dir, ...anywhere, ...args],
+    env === undefined ? {} : { env },
+  );
+  const ended = finished(child);
+  const said = await new Promise<string>((resolve, reject) => {
+    let text = "";
+    child.stdout?.on("data", (chunk: string) => {
+      text += chunk;
+      if (/(?:'|new ones.*)\n$/.test(text)) resolve(text);
+    });
+    void ended.then(({ stderr }) => reject(new Error(stderr)));
+  });
+  const part = (pattern: RegExp): string => pattern.exec(said)?.[1] ?? "";
+  const own = keys ?? { key: part(/^API key +(\S+)/m), adminKey: part(/^administrator +(\S+)/m) };
+  return {
+    keys: own,
+    pid: child.pid ?? 0,
+    ...askers(part(/^runs +(\S+)\/v1\/runs/m), part(/^administration +(\S+)\/docs/m), own),
+    async kill(signal) {
+      child.kill(signal);
+      return (await ended).code;
+    },
+  };
+}
+
+/** Ends it, with its directory. */
+export async function end({ service, dir }: Running): Promise<void> {
+  await service.close();
+  fs.rmSync(path.dirname(dir), { recursive: true });
+}
+
+/** One for all tests of a file: it is there once they run, and gone after them. */
+export function shared(options: Partial<ServiceOptions> = {}): Running {
+  const it = {} as Running;
+  beforeAll(async () => void Object.assign(it, await start(options)));
+  afterAll(() => end(it));
+  return it;
+}
+
+/** What `look` finds, when it finds something. */
+export async function until<T>(look: () => T | undefined): Promise<T> {
+  for (;;) {
+    const found = look();
+    if (found !== undefined) return found;
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+}
+
+/** A connection of its own, which has sent this. */
+export async function sent(address: string, text: string): Promise<net.Socket> {
+  const socket = net.connect(Number(new URL(address).port), "127.0.0.1");
+  socket.on("error", () => {}); // a test may want it cut
+  await new Promise<void>((resolve) => socket.write(text, () => resolve()));
+  return socket;
+}
+
+/** The bytes of a request for a run, `headers` with their line ends. */
+export const posted = (key: string, body: object, headers = ""): string => {
+  const text = JSON.stringify(body);
+  return `POST /v1/runs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${key}\r\nContent-Type: application/json\r\n${headers}Content-Length: ${text.length}\r\n\r\n${text}`;
+};
 
 /** Lines of the audit log, parsed. */
 export const audited = (dir: string): Record<string, unknown>[] =>

@@ -1,18 +1,12 @@
 /** Durable jobs, batches and schedules over HTTP. */
-import fs from "node:fs";
-import path from "node:path";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { audited, start, type Ask, type Running } from "./harness.js";
+import { describe, expect, test } from "vitest";
+import { audited, shared, type Ask } from "./harness.js";
 
-let it: Running;
 /** What the service's clock is ahead of this machine's, ms. */
 let ahead = 0;
-beforeAll(async () => {
-  it = await start({ now: () => Date.now() + ahead });
-});
-afterAll(async () => {
-  await it.service.close();
-  fs.rmSync(path.dirname(it.dir), { recursive: true });
+const it = shared({
+  now: () => Date.now() + ahead,
+  limits: { wallMs: 20_000, cpuMs: 20_000, logBytes: 512 * 1024 },
 });
 
 const post = (body: object, options: Ask = {}) => it.ask("POST", "/v1/jobs", { body, ...options });
@@ -198,12 +192,12 @@ describe("a job", () => {
   });
 
   test("that floods its log leaves a bounded number of events, and says so", async () => {
+    const limits = { logBytes: 512 * 1024 };
+    const key = await it.tenant("talker", { policy: { limits } });
     const source = "export default () => { for (let i = 0; i < 4000; i++) console.log(i); return 'end' }";
-    const id = await accepted({ source, limits: { logBytes: 512 * 1024 } });
-    expect(await ended(id)).toMatchObject({ state: "done" });
-    const { body } = await it.ask("GET", `/v1/jobs/${id}/events`, {
-      headers: { accept: "text/event-stream" },
-    });
+    const id = await accepted({ source, limits }, { key });
+    expect(await ended(id, { key })).toMatchObject({ state: "done" });
+    const { body } = await it.ask("GET", `/v1/jobs/${id}/events`, { key, headers: { accept: "text/event-stream" } }); // prettier-ignore
     expect((body as string).match(/event: log/g)?.length).toBeLessThanOrEqual(2000);
     expect(body).toContain("event: full");
     expect(body).toContain("event: job");

@@ -1,8 +1,6 @@
 /** A service that dies: what it accepted is done once, or tried again as declared. */
-import fs from "node:fs";
-import path from "node:path";
 import { expect, test } from "vitest";
-import { audited, serving, start, temporaryDirectory, type Running } from "./harness.js";
+import { audited, end, serving, start, temporaryDirectory, type Running } from "./harness.js";
 
 /** Counts itself in the tenant's store, then does what `then` says. */
 const counting = (then: string) => `export default async (name, { kv }) => {
@@ -12,13 +10,13 @@ const counting = (then: string) => `export default async (name, { kv }) => {
 }`;
 const settings = { policy: { limits: { wallMs: 20_000, cpuMs: 20_000 }, grants: { kv: true } } };
 
-async function endOf(it: Running, id: string, key: string) {
+async function endOf(it: Pick<Running, "ask">, id: string, key: string) {
   for (;;) {
     const { body } = await it.ask("GET", `/v1/jobs/${id}?wait=30`, { key });
     if (body.state !== "queued" && body.state !== "running") return body;
   }
 }
-const countOf = async (it: Running, name: string, key: string) =>
+const countOf = async (it: Pick<Running, "ask">, name: string, key: string) =>
   (await it.ask("POST", "/v1/runs", { key, body: { source: "export default (name, { kv }) => kv.get(name)", input: name, grants: ["kv"] } })).body.outcome.value; // prettier-ignore
 
 test("killed with kill -9 between and within jobs, it does each accepted job once, or again as it was declared", async () => {
@@ -26,31 +24,42 @@ test("killed with kill -9 between and within jobs, it does each accepted job onc
   const first = await serving(dir, ["--max-concurrent", "4"]);
   const key = await first.tenant("worker", settings);
   const body = (name: string, then: string, more: object = {}) => ({ source: counting(then), input: name, grants: ["kv"], ...more }); // prettier-ignore
-  const post = async (job: object) => (await first.ask("POST", "/v1/jobs", { key, body: job })).body.id as string;
+  const post = async (job: object) =>
+    (await first.ask("POST", "/v1/jobs", { key, body: job })).body.id as string;
   // Two that are within a run at the moment of the kill: one at most once, one at least once.
   const hang = "for (;;) if (Date.now() < 0) break;";
   const once = await post(body("once", hang));
-  const again = await post(body("again", "if ((await kv.get(name)) === 1) " + hang, { retry: { attempts: 3, backoffMs: 100 } }));
+  const again = await post(
+    body("again", "if ((await kv.get(name)) === 1) " + hang, { retry: { attempts: 3, backoffMs: 100 } }),
+  );
   for (const id of [once, again]) {
     for (;;) {
       const { body: events } = await first.ask("GET", `/v1/jobs/${id}`, { key });
       if (events.state === "running") break;
     }
   }
-  const waiting = (await first.ask("POST", "/v1/batches", { key, body: { jobs: Array.from({ length: 20 }, (_, i) => body(`b${i}`, "return name")) } })).body.jobs as string[];
+  const waiting = (
+    await first.ask("POST", "/v1/batches", {
+      key,
+      body: { jobs: Array.from({ length: 20 }, (_, i) => body(`b${i}`, "return name")) },
+    })
+  ).body.jobs as string[];
   const counted = async (name: string) => (await countOf(first, name, key)) === 1;
   while (!(await counted("once")) || !(await counted("again")));
   await first.kill("SIGKILL");
 
   const second = await start({ dataDir: dir }, first.keys);
-  expect(await endOf(second, once, key)).toMatchObject({ state: "failed", attempt: 1, problem: { code: "job-lost" } });
+  expect(await endOf(second, once, key)).toMatchObject({
+    state: "failed",
+    attempt: 1,
+    problem: { code: "job-lost" },
+  });
   expect(await endOf(second, again, key)).toMatchObject({ state: "done", attempt: 2 });
   for (const id of waiting) expect(await endOf(second, id, key)).toMatchObject({ state: "done", attempt: 1 });
   expect(await countOf(second, "once", key)).toBe(1);
   expect(await countOf(second, "again", key)).toBe(2);
   for (let i = 0; i < 20; i++) expect(await countOf(second, `b${i}`, key)).toBe(1);
-  await second.service.close();
-  fs.rmSync(path.dirname(dir), { recursive: true });
+  await end(second);
 }, 60_000);
 
 test("killed again and again while it accepts, it does every job that it said yes to, each once", async () => {
@@ -80,8 +89,7 @@ test("killed again and again while it accepts, it does every job that it said ye
   // The attempts say so too: a job was begun again only where its node had died under it.
   const lines = audited(dir).filter(({ kind, act }) => kind === "job" && act === "finished");
   expect(new Set(lines.map(({ job }) => job)).size).toBeGreaterThanOrEqual(yes.length);
-  await last.service.close();
-  fs.rmSync(path.dirname(dir), { recursive: true });
+  await end(last);
 }, 120_000);
 
 test("ended with SIGTERM, it lets jobs under way end, and the next start does the rest", async () => {
@@ -90,11 +98,10 @@ test("ended with SIGTERM, it lets jobs under way end, and the next start does th
   const key = await first.tenant("worker", settings);
   const jobs = Array.from({ length: 40 }, (_, i) => ({ source: counting("return name"), input: `n${i}`, grants: ["kv"] })); // prettier-ignore
   const ids = (await first.ask("POST", "/v1/batches", { key, body: { jobs } })).body.jobs as string[];
-  await endOf(first as unknown as Running, ids[0] as string, key);
+  await endOf(first, ids[0] as string, key);
   expect(await first.kill("SIGTERM")).toBe(0);
   const second = await start({ dataDir: dir }, first.keys);
   for (const id of ids) expect(await endOf(second, id, key)).toMatchObject({ state: "done", attempt: 1 });
   for (let i = 0; i < 40; i++) expect(await countOf(second, `n${i}`, key)).toBe(1);
-  await second.service.close();
-  fs.rmSync(path.dirname(dir), { recursive: true });
+  await end(second);
 }, 60_000);

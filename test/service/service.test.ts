@@ -3,31 +3,16 @@ import fs from "node:fs";
 import http from "node:http";
 import type { AddressInfo } from "node:net";
 import path from "node:path";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { verifyAudit } from "#server/service/audit-verify";
-import { audited, start, type Running } from "./harness.js";
+import { audited, end, shared, start, until } from "./harness.js";
 
-let it: Running;
-beforeAll(async () => {
-  it = await start();
-});
-afterAll(async () => {
-  await it.service.close();
-  fs.rmSync(path.dirname(it.dir), { recursive: true });
-});
+const it = shared();
 
 const script = (source: string, more: object = {}) => ({ source, type: "script", ...more });
-/** Resolves when the audit log has the line. */
-async function untilAudited(
-  dir: string,
-  fits: (line: Record<string, unknown>) => boolean,
-): Promise<Record<string, unknown>> {
-  for (;;) {
-    const found = audited(dir).find(fits);
-    if (found !== undefined) return found;
-    await new Promise((resolve) => setImmediate(resolve));
-  }
-}
+/** The line of the audit log, when it is there. */
+const untilAudited = (dir: string, fits: (line: Record<string, unknown>) => boolean) =>
+  until(() => audited(dir).find(fits));
 
 describe("a run", () => {
   test("answers with the outcome, whatever the script does", async () => {
@@ -512,7 +497,7 @@ describe("a service that ends", () => {
     await expect(start({ dataDir: one.dir }, made)).rejects.toMatchObject({ code: "host-cannot", remedy: expect.any(String) }); // prettier-ignore
     await two.service.close();
     expect(await verifyAudit(path.join(one.dir, "audit"), {})).toMatchObject({ ok: true });
-    fs.rmSync(path.dirname(one.dir), { recursive: true });
+    await end(one);
   });
 
   test("cancels what goes on beyond its grace", async () => {
@@ -525,7 +510,7 @@ describe("a service that ends", () => {
     await untilAudited(one.dir, (line) => line["kind"] === "call" && line["decision"] === "done");
     await one.service.close();
     expect((await asked).body.outcome.status).toBe("cancelled");
-    fs.rmSync(path.dirname(one.dir), { recursive: true });
+    await end(one);
   });
 
   test("refuses a directory that others can read, and a key file that is none", async () => {
@@ -542,6 +527,6 @@ describe("a service that ends", () => {
     await expect(start({ dataDir: one.dir }, keys)).rejects.toMatchObject({
       remedy: expect.stringContaining("copy"),
     });
-    fs.rmSync(path.dirname(one.dir), { recursive: true });
+    await end(one);
   });
 });

@@ -144,7 +144,7 @@ export class Callbacks {
   async #send({ job, tenant: id, attempt }: Due): Promise<void> {
     const { db, table, tenants, audit, metrics, now } = this.#parts;
     const mine = await db.run(
-      "UPDATE deliveries SET attempt = attempt + 1, due_ms = ? WHERE job = ? AND state = 'pending' AND attempt = ?",
+      "UPDATE deliveries SET attempt = attempt + 1, due_ms = ?, detail = NULL WHERE job = ? AND state = 'pending' AND attempt = ?",
       now() + LEASE_MS,
       job,
       attempt,
