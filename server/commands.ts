@@ -374,6 +374,12 @@ function grammar(done: (code: number) => void): Command {
       "the service's own directory: database, audit log, sealing key",
       "doublehull-data",
     )
+    .addOption(
+      new Option(
+        "--queue <url>",
+        "redis://... or postgres://..., which hands jobs to several nodes (default: within this process)",
+      ).env("DOUBLEHULL_QUEUE"),
+    )
     .addOption(limitOption().default({}, "wallMs=30000, cpuMs=30000, and the defaults below"))
     .option("--max-concurrent <n>", "runs at once (default: 2 for each CPU, at least 4)", wholeFrom(1, 1000))
     .option("--max-queue <n>", "runs that may wait for one of these", wholeFrom(0, 1_000_000), 1000)

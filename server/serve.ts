@@ -10,6 +10,7 @@ export interface ServeFlags {
   listen: string;
   adminListen: string;
   data: string;
+  queue?: string;
   limit: PartialLimits;
   maxConcurrent?: number;
   maxQueue: number;
@@ -32,6 +33,7 @@ export async function serve(flags: ServeFlags, version: string, colours: boolean
   const starting = startService({
     version,
     dataDir: path.resolve(flags.data),
+    ...(flags.queue === undefined ? {} : { queue: flags.queue }),
     host,
     port,
     adminHost,

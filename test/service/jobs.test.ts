@@ -72,7 +72,7 @@ describe("a job", () => {
     expect(rest.body).not.toContain("event: log");
     expect(rest.body).toContain("event: job");
     const lines = audited(it.dir).filter((line) => line["job"] === id);
-    expect(lines.map(({ kind, act }) => `${kind} ${act}`)).toEqual([
+    expect(lines.map(({ kind, act }) => `${String(kind)} ${String(act)}`)).toEqual([
       "job submitted",
       "job started",
       "run started",

@@ -69,9 +69,9 @@ test("killed again and again while it accepts, it does every job that it said ye
   const key = await one.tenant("worker", settings);
   const yes: string[] = [];
   for (let round = 0; round < 3; round++) {
-    let killed = false;
+    const killed = new AbortController();
     const asking = (async () => {
-      for (let i = 0; !killed; i++) {
+      for (let i = 0; !killed.signal.aborted; i++) {
         const name = `r${round}n${i}`;
         const answer = await one.ask("POST", "/v1/jobs", { key, body: { source: counting("return name"), input: name, grants: ["kv"], retry: { attempts: 5, on: ["lost"], backoffMs: 100 } } }).catch(() => undefined); // prettier-ignore
         if (answer?.status === 202) yes.push(answer.body.id as string);
@@ -80,7 +80,7 @@ test("killed again and again while it accepts, it does every job that it said ye
     const aim = yes.length + 15;
     while (yes.length < aim) await new Promise((resolve) => setImmediate(resolve));
     await one.kill("SIGKILL");
-    killed = true;
+    killed.abort();
     await asking;
     if (round < 2) one = await serving(dir, [], keys);
   }
