@@ -12,6 +12,7 @@ import { tenantOf, wholeNumber, type App, type ServiceParts } from "./app.js";
 import { badField, Problem } from "./problems.js";
 import { asProblem } from "./runner.js";
 import {
+  freeText,
   keyFacts,
   nothing,
   problems,
@@ -195,7 +196,7 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
       schema: {
         summary: "Stored scripts, by name",
         tags: ["scripts"],
-        querystring: z.strictObject({ after: z.string().max(100).default(""), limit: z.string().optional() }),
+        querystring: z.strictObject({ after: freeText(100).default(""), limit: z.string().optional() }),
         response: { 200: z.object({ scripts: z.array(storedScript) }), ...problems },
       },
     },
