@@ -18,8 +18,8 @@ import {
   type KvEntry,
   type KvRange,
   type KvSetResult,
-  type KvStore,
   type KvUsage,
+  type SpacesStore,
 } from "./kv-store.js";
 import { openSqlite, type Database } from "./sqlite.js";
 
@@ -52,9 +52,7 @@ const SCHEMA = `
   END;
 `;
 
-export interface SqliteStore extends KvStore {
-  /** Removes all entries of every namespace that begins with this. */
-  removeSpaces(prefix: string): void;
+export interface SqliteStore extends SpacesStore {
   /** Idempotent. Calls after it are rejected. */
   close(): void;
 }
@@ -159,7 +157,7 @@ function overDatabase(db: Database): SqliteStore {
       return end < 0 ? keys : keys.slice(0, end);
     },
     usage: async (namespace, nowMs) => usage(namespace, nowMs),
-    removeSpaces: (prefix) => void removeAll.run({ prefix }),
+    removeSpaces: async (prefix) => void removeAll.run({ prefix }),
     close: () => db.close(),
   });
 }

@@ -61,6 +61,12 @@ export interface KvStore {
   usage(namespace: string, nowMs: number): Promise<KvUsage>;
 }
 
+/** A store whose namespaces have an owner each, named by what they begin with. */
+export interface SpacesStore extends KvStore {
+  /** Removes all entries of every namespace that begins with this. */
+  removeSpaces(prefix: string): Promise<void>;
+}
+
 /** What an entry counts: the UTF-8 of its key and text, and its blob. */
 export const entryBytes = (key: string, { text, blob }: Pick<KvEntry, "text" | "blob">): number =>
   Buffer.byteLength(key) + Buffer.byteLength(text) + blob.byteLength;

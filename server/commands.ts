@@ -188,6 +188,11 @@ function addModule(text: string, before: [string, string][]): [string, string][]
   return [...before, [name, file]];
 }
 
+function parseNode(text: string): string {
+  if (/^[\w.:-]{1,64}$/.test(text)) return text;
+  throw new InvalidArgumentError("Give 1 to 64 letters, digits, dots, colons, hyphens or underscores.");
+}
+
 function parseHash(text: string): string {
   if (!/^[0-9a-f]{64}$/.test(text)) throw new InvalidArgumentError("Give 64 hex digits, in lower case.");
   return text;
@@ -376,10 +381,21 @@ function grammar(done: (code: number) => void): Command {
     )
     .addOption(
       new Option(
+        "--store <url>",
+        "postgres://..., which several nodes may share (default: files in --data)",
+      ).env("DOUBLEHULL_STORE"),
+    )
+    .addOption(
+      new Option(
         "--queue <url>",
         "redis://... or postgres://..., which hands jobs to several nodes (default: within this process)",
       ).env("DOUBLEHULL_QUEUE"),
     )
+    .option(
+      "--sealing-key <file>",
+      "what secrets are sealed with, the same for all nodes (default: in --data)",
+    )
+    .option("--node <name>", "which node this is, in the audit log (default: the host's name)", parseNode)
     .addOption(limitOption().default({}, "wallMs=30000, cpuMs=30000, and the defaults below"))
     .option("--max-concurrent <n>", "runs at once (default: 2 for each CPU, at least 4)", wholeFrom(1, 1000))
     .option("--max-queue <n>", "runs that may wait for one of these", wholeFrom(0, 1_000_000), 1000)

@@ -1,4 +1,5 @@
 /** `doublehull serve`: the service on this host. An entry file: it knows the process, its signals and its terminal. */
+import os from "node:os";
 import path from "node:path";
 import closeWithGrace from "close-with-grace";
 import type { PartialLimits } from "./limits.js";
@@ -10,6 +11,9 @@ export interface ServeFlags {
   listen: string;
   adminListen: string;
   data: string;
+  store?: string;
+  sealingKey?: string;
+  node?: string;
   queue?: string;
   limit: PartialLimits;
   maxConcurrent?: number;
@@ -33,6 +37,9 @@ export async function serve(flags: ServeFlags, version: string, colours: boolean
   const starting = startService({
     version,
     dataDir: path.resolve(flags.data),
+    ...(flags.store === undefined ? {} : { store: flags.store }),
+    ...(flags.sealingKey === undefined ? {} : { sealingKey: path.resolve(flags.sealingKey) }),
+    node: flags.node ?? nodeName(os.hostname()),
     ...(flags.queue === undefined ? {} : { queue: flags.queue }),
     host,
     port,
@@ -95,6 +102,9 @@ function greeting(
   ];
   return `${lines.join("\n")}\n`;
 }
+
+/** The host's name, as far as the audit log takes it. */
+const nodeName = (host: string): string => host.replaceAll(/[^\w.:-]/g, "-").slice(0, 64) || "node";
 
 /** "127.0.0.1:7070", "[::1]:7070", "7070". */
 function addressIn(flag: string, text: string): [string, number] {

@@ -2,9 +2,12 @@
 import fs from "node:fs";
 import os from "node:os";
 import path from "node:path";
-import { afterAll } from "vitest";
-import { memoryStore, type KvStore } from "#hostapi/kv-store";
+import { afterAll, beforeAll } from "vitest";
+import { memoryStore, type KvStore, type SpacesStore } from "#hostapi/kv-store";
 import { StoreError, sqliteStore, type SqliteStore } from "#hostapi/kv-sqlite";
+import { openDatabase, type Database } from "#server/service/database";
+import { postgresStore } from "#server/service/kv-postgres";
+import { startPostgres, withoutServer, type Postgres } from "./service/servers.js";
 
 /** A directory that goes when the calling file's tests are over. */
 export function temporaryDirectory(): string {
@@ -43,8 +46,42 @@ export function storeMakers(): { name: string; skip: boolean; make: () => KvStor
     return store;
   };
   const why = noSqlite === undefined ? "" : ` (skipped: ${noSqlite})`;
+  const noPostgres = withoutServer("PostgreSQL");
   return [
     { name: "in memory", skip: false, make: memoryStore },
     { name: `in SQLite${why}`, skip: noSqlite !== undefined, make: sqlite },
+    { name: `in PostgreSQL${noPostgres ?? ""}`, skip: noPostgres !== undefined, make: postgresMaker() },
   ];
+}
+
+function postgresMaker(): () => KvStore {
+  let server: Postgres | undefined;
+  let db: Database | undefined;
+  let store: SpacesStore | undefined;
+  beforeAll(async () => {
+    if (withoutServer("PostgreSQL") !== undefined) return;
+    server = await startPostgres();
+    db = await openDatabase(await server.database());
+    store = postgresStore(db);
+  });
+  afterAll(async () => {
+    await db?.close();
+    await server?.stop();
+  });
+  let made = 0;
+  return () => {
+    if (store === undefined) throw new Error("a store is made within a test");
+    return within(store, `${made++}/`);
+  };
+}
+
+/** A part of a store, which is empty as long as nobody else has its prefix. */
+function within(store: KvStore, prefix: string): KvStore {
+  return {
+    get: (namespace, ...rest) => store.get(prefix + namespace, ...rest),
+    set: (namespace, ...rest) => store.set(prefix + namespace, ...rest),
+    delete: (namespace, ...rest) => store.delete(prefix + namespace, ...rest),
+    list: (namespace, ...rest) => store.list(prefix + namespace, ...rest),
+    usage: (namespace, ...rest) => store.usage(prefix + namespace, ...rest),
+  };
 }

@@ -4,6 +4,7 @@ import type { App, ServiceParts } from "./app.js";
 import { sha256 } from "./audit-line.js";
 import {
   apiKey,
+  freeText,
   madeKey,
   newKey,
   nothing,
@@ -112,7 +113,7 @@ export function adminRoutes(app: App, parts: ServiceParts): void {
   );
   app.delete(
     "/admin/v1/tenants/:tenant/keys/:key",
-    { schema: { summary: "Revoke a key, at once", tags, params: one.extend({ key: z.string().max(64) }), response: nothing } }, // prettier-ignore
+    { schema: { summary: "Revoke a key, at once", tags, params: one.extend({ key: freeText(64) }), response: nothing } }, // prettier-ignore
     async (request, reply) => {
       const { tenant, key } = request.params;
       await tenants.removeKey(tenant, key, () =>

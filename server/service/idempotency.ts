@@ -4,22 +4,27 @@
  *
  * The rule: the key is taken before the run begins, by an insert that only one can win, in whatever process. What was
  * refused has not run and gives the key back. What may have run and whose answer is not there (the process died, or the
- * tenant's storage has no room for it) is told as just that, never run a second time.
+ * tenant's storage has no room for it) is told as just that, never run a second time. Whether another process still
+ * lives is told by the lease on its rows, which it renews: clocks of nodes may differ by a few seconds, not more.
  */
 import { randomUUID } from "node:crypto";
 import { sha256 } from "./audit-line.js";
 import { first, type Database, type Queries } from "./database.js";
 import { badField, Problem } from "./problems.js";
-import { storedBytes, type Tenant } from "./tenants.js";
+import { lockTenant, storedBytes, type Tenant } from "./tenants.js";
 
 /** How long a key is remembered, and how often old ones are removed, ms. */
 const KEEP_MS = 86_400_000;
 const SWEEP_MS = 60_000;
+/** For how long a process that says nothing is taken for alive, and how often it says something, ms. */
+const LEASE_MS = 30_000;
+const RENEW_MS = 10_000;
 
 interface Taken {
   fingerprint: string;
   node: string;
   ended: number;
+  lease_ms: number;
   answer_json: string | null;
 }
 
@@ -33,15 +38,32 @@ export function idempotencyKey(header: string | string[] | undefined): string | 
 export class Idempotency {
   readonly #db: Database;
   readonly #now: () => number;
+  readonly #onFailure: (error: unknown) => void;
+  /** Whether other processes may be at the database. */
+  readonly #shared: boolean;
   /** This process: what another left under way is lost if that one is gone. */
   readonly #node = randomUUID();
-  readonly #timer: NodeJS.Timeout;
+  /** How many requests this process has under way. */
+  #underWay = 0;
+  /** What could not be written when a request ended, as tenant/key: tried again until it is. */
+  readonly #owed = new Map<string, { isRefusal: boolean; act: () => Promise<void> }>();
+  readonly #timers: NodeJS.Timeout[];
 
-  constructor(db: Database, { now, onFailure }: { now: () => number; onFailure: (error: unknown) => void }) {
+  /** `onFailure` hears what went wrong in the background, and why an answer could not be kept. */
+  constructor(
+    db: Database,
+    { shared, now, onFailure }: { shared: boolean; now: () => number; onFailure: (error: unknown) => void },
+  ) {
     this.#db = db;
     this.#now = now;
-    const sweep = () => this.#db.run("DELETE FROM idempotency WHERE started_ms <= ?", this.#now() - KEEP_MS);
-    this.#timer = setInterval(() => void sweep().catch(onFailure), SWEEP_MS).unref();
+    this.#onFailure = onFailure;
+    this.#shared = shared;
+    const every = (ms: number, act: () => Promise<unknown>) =>
+      setInterval(() => void act().catch(onFailure), ms).unref();
+    this.#timers = [
+      every(SWEEP_MS, () => db.run("DELETE FROM idempotency WHERE started_ms <= ?", now() - KEEP_MS)),
+      every(RENEW_MS, () => this.#renew()),
+    ];
   }
 
   /**
@@ -57,17 +79,42 @@ export class Idempotency {
     const fingerprint = sha256(JSON.stringify(request));
     if (!(await this.#taken(this.#db, tenant, key, fingerprint)))
       return { answer: await this.#before(tenant, key, fingerprint), again: true };
+    this.#underWay++;
+    try {
+      return { answer: await this.#run(tenant, key, run), again: false };
+    } finally {
+      this.#underWay--;
+    }
+  }
+
+  /** What has run is answered, and a refusal told, even where that cannot be written down now. */
+  async #run(tenant: Tenant, key: string, run: () => Promise<string>): Promise<string> {
+    const owe = (isRefusal: boolean, act: () => Promise<void>) => (error: unknown) => {
+      this.#owed.set(`${tenant.id}/${key}`, { isRefusal, act });
+      this.#onFailure(error);
+    };
+    const lost = () => this.#keep(tenant, key, undefined);
     let answer: string;
     try {
       answer = await run();
     } catch (error) {
       // A refusal: nothing has run. Whatever else it was, it is not known what has.
-      if (error instanceof Problem && error.code !== "internal") await this.#forget(tenant, key);
-      else await this.#keep(tenant, key, undefined);
+      const isRefusal = error instanceof Problem && error.code !== "internal";
+      const act = isRefusal ? () => this.#forget(tenant, key) : lost;
+      await act().catch(owe(isRefusal, act));
       throw error;
     }
-    await this.#keep(tenant, key, answer);
-    return { answer, again: false };
+    await this.#keep(tenant, key, answer).catch(owe(false, lost)); // an answer is too large to be owed
+    return answer;
+  }
+
+  async #renew(): Promise<void> {
+    for (const [name, { act }] of this.#owed) {
+      await act();
+      this.#owed.delete(name);
+    }
+    if (this.#underWay === 0) return;
+    await this.#db.run("UPDATE idempotency SET lease_ms = ? WHERE node = ? AND ended = 0", this.#now() + LEASE_MS, this.#node); // prettier-ignore
   }
 
   /**
@@ -96,26 +143,30 @@ export class Idempotency {
     const now = this.#now();
     await queries.run("DELETE FROM idempotency WHERE tenant = ? AND key = ? AND started_ms <= ?", tenant.id, key, now - KEEP_MS); // prettier-ignore
     const taken = await queries.run(
-      `INSERT INTO idempotency (tenant, key, fingerprint, node, started_ms, ended, answer_json, bytes)
-        VALUES (?, ?, ?, ?, ?, 0, NULL, 0) ON CONFLICT (tenant, key) DO NOTHING`,
+      `INSERT INTO idempotency (tenant, key, fingerprint, node, started_ms, lease_ms, ended, answer_json, bytes)
+        VALUES (?, ?, ?, ?, ?, ?, 0, NULL, 0) ON CONFLICT (tenant, key) DO NOTHING`,
       tenant.id,
       key,
       fingerprint,
       this.#node,
       now,
+      now + LEASE_MS,
     );
     return taken > 0;
   }
 
   async #before(tenant: Tenant, key: string, fingerprint: string): Promise<string> {
-    const row = await first<Taken>(this.#db, "SELECT fingerprint, node, ended, answer_json FROM idempotency WHERE tenant = ? AND key = ?", tenant.id, key); // prettier-ignore
+    const row = await first<Taken>(this.#db, "SELECT fingerprint, node, ended, lease_ms, answer_json FROM idempotency WHERE tenant = ? AND key = ?", tenant.id, key); // prettier-ignore
     const retry = { retryAfterS: 1 };
     if (row === undefined) throw new Problem("idempotency-busy", "it was refused just now", retry);
     if (row.fingerprint !== fingerprint)
       throw new Problem("idempotency-reused", "the key was first sent with another body");
     if (row.answer_json !== null) return row.answer_json;
-    if (row.ended === 0 && row.node === this.#node)
-      throw new Problem("idempotency-busy", "it has not ended yet", retry);
+    const lives =
+      row.node === this.#node
+        ? (this.#owed.get(`${tenant.id}/${key}`)?.isRefusal ?? true)
+        : this.#shared && row.lease_ms > this.#now();
+    if (row.ended === 0 && lives) throw new Problem("idempotency-busy", "it has not ended yet", retry);
     throw new Problem("idempotency-lost", "it began, and its answer was not kept");
   }
 
@@ -123,6 +174,7 @@ export class Idempotency {
   async #keep(tenant: Tenant, key: string, answer: string | undefined): Promise<void> {
     const bytes = answer === undefined ? 0 : Buffer.byteLength(answer);
     await this.#db.transaction(async (queries) => {
+      await lockTenant(queries, tenant.id);
       const fits = (await storedBytes(queries, tenant.id)) + bytes <= tenant.settings.quotas.storageBytes;
       await this.#answered(queries, tenant, key, fits ? answer : undefined);
     });
@@ -139,10 +191,10 @@ export class Idempotency {
   }
 
   async #forget(tenant: Tenant, key: string): Promise<void> {
-    await this.#db.run("DELETE FROM idempotency WHERE tenant = ? AND key = ?", tenant.id, key);
+    await this.#db.run("DELETE FROM idempotency WHERE tenant = ? AND key = ? AND node = ?", tenant.id, key, this.#node); // prettier-ignore
   }
 
   close(): void {
-    clearInterval(this.#timer);
+    for (const timer of this.#timers) clearInterval(timer);
   }
 }

@@ -21,6 +21,7 @@ import type { GrantPolicy, Policy } from "../policy-schema.js";
 import { Sandbox } from "../sandbox.js";
 import { callEvent } from "./audit-events.js";
 import { AuditError } from "./audit-directory.js";
+import { DatabaseError } from "./database.js";
 import { sha256 } from "./audit-line.js";
 import type { AuditLog } from "./audit-log.js";
 import { badField, badFields, Problem } from "./problems.js";
@@ -328,6 +329,11 @@ export function asProblem(error: unknown): Problem {
       case "host-cannot":
         return new Problem("host-cannot", "this host cannot run it now", { retryAfterS: 30, cause: error });
     }
+  }
+  if (error instanceof DatabaseError) {
+    if (error.code === "gone")
+      return new Problem("not-found", "what it belongs to was removed meanwhile", { cause: error });
+    return new Problem("host-cannot", "the service's database cannot be reached", { retryAfterS: 5, cause: error }); // prettier-ignore
   }
   if (error instanceof AuditError)
     return new Problem("host-cannot", "the audit log cannot be written, and nothing runs without it", { retryAfterS: 30, cause: error }); // prettier-ignore

@@ -133,10 +133,16 @@ export const storedScript = z
   })
   .meta({ id: "StoredScript" });
 
+/** Texts for people. One store keeps no U+0000, so none does. */
+export const freeText = (most: number) =>
+  z
+    .string()
+    .max(most)
+    .refine((text) => !text.includes("\0"), "must not hold the character U+0000");
 const count = (most: number) => z.int().min(0).max(most);
 export const tenantSettings = z
   .strictObject({
-    name: z.string().max(200).default("").describe("For people."),
+    name: freeText(200).default("").describe("For people."),
     policy: z
       .record(z.string(), z.unknown())
       .default({})
@@ -181,7 +187,7 @@ export const tenantSettings = z
 export type TenantSettings = z.output<typeof tenantSettings>;
 export const newKey = z
   .strictObject({
-    name: z.string().max(200).default(""),
+    name: freeText(200).default(""),
     expiresMs: z.int().positive().optional().describe("Milliseconds since 1970."),
   })
   .meta({ id: "NewKey" });

@@ -3,11 +3,12 @@
  * sandbox), starts the two applications, and ends all of it in order. Authority comes in as arguments; only the command
  * line (server/serve.ts) knows the process.
  */
-import { randomBytes, randomUUID } from "node:crypto";
+import { randomUUID } from "node:crypto";
 import fs from "node:fs";
 import path from "node:path";
 import pino, { type DestinationStream } from "pino";
 import { sqliteStore } from "../../hostapi/kv-sqlite.js";
+import type { SpacesStore } from "../../hostapi/kv-store.js";
 import { StoreError } from "../../hostapi/sqlite.js";
 import type { ScriptEngine } from "../engines.js";
 import { SandboxError } from "../errors.js";
@@ -18,7 +19,7 @@ import { adminRoutes } from "./admin-routes.js";
 import { createApp, type ServiceParts } from "./app.js";
 import { AuditError } from "./audit-directory.js";
 import { AuditLog } from "./audit-log.js";
-import { openDatabase } from "./database.js";
+import { openDatabase, type Database } from "./database.js";
 import { Idempotency } from "./idempotency.js";
 import { openQueue } from "./jobs/bullmq.js";
 import { Callbacks } from "./jobs/callbacks.js";
@@ -27,8 +28,10 @@ import { LocalQueue } from "./jobs/queue.js";
 import { jobRoutes } from "./jobs/routes.js";
 import { Schedules } from "./jobs/schedules.js";
 import { JobTable } from "./jobs/table.js";
+import { postgresStore } from "./kv-postgres.js";
 import { Metrics } from "./metrics.js";
 import { Runner } from "./runner.js";
+import { sealingKey } from "./sealing.js";
 import { Streams } from "./streams.js";
 import { tenantRoutes } from "./tenant-routes.js";
 import { Tenants } from "./tenants.js";
@@ -39,6 +42,12 @@ export interface ServiceOptions {
   version: string;
   /** Directory of the service's own, absolute; made if it is not there, for its user alone. */
   dataDir: string;
+  /** `postgres://...`, which several nodes may share; files in the data directory, if absent. */
+  store?: string;
+  /** The file that secrets are sealed with, the same for all nodes of a store; in the data directory, if absent. */
+  sealingKey?: string;
+  /** Which node this is, for the audit log: 1 to 64 letters, digits, dots, colons, hyphens or underscores. */
+  node: string;
   host: string;
   /** 0: any that is free. */
   port: number;
@@ -71,7 +80,6 @@ export interface Service {
 
 /** Bodies hold a source and an input, each with its own limit, and JSON's escapes. */
 const BODY_BYTES = 16 * 1024 * 1024;
-const SEALING_BYTES = 32;
 
 /** Rejects with SandboxError (`host-cannot`, `bad-option`) and a remedy; nothing is left open then. */
 export async function startService(options: ServiceOptions): Promise<Service> {
@@ -105,24 +113,22 @@ async function start(
   const inData = (name: string) => path.join(dataDir, name);
   ownDirectory(dataDir);
   // The audit log's lock is the service's: a second service on the same directory ends here.
-  const audit = AuditLog.open({ dir: inData("audit"), node: "main", now });
+  const audit = AuditLog.open({ dir: inData("audit"), node: options.node, now });
   closers.push(() => audit.close());
   audit.append({ kind: "server", act: "started", version, pid: process.pid });
   closers.push(() => void audit.append({ kind: "server", act: "stopped", version, pid: process.pid }));
-  const db = await openDatabase(`sqlite:${inData("service.db")}`);
-  closers.push(() => db.close());
-  const store = sqliteStore(inData("kv.db"));
-  closers.push(() => store.close());
+  const { db, store, shared } = await openStores(options, closers);
 
   const limits = completeLimits(options.limits);
   const logger = pino({ level: options.logLevel, base: null }, options.logTo ?? pino.destination({ fd: 2, sync: true })); // prettier-ignore
-  const tenants = new Tenants(db, { store, limits, sealing: sealingKey(inData("sealing.key")), now });
+  const sealing = await sealingKey(db, options.sealingKey ?? inData("sealing.key"));
+  const tenants = new Tenants(db, { store, limits, sealing, now });
   const usage = new UsageMeter(db, {
     now,
     onFailure: (err) => logger.error({ err }, "usage could not be written"),
   });
   closers.push(() => usage.close());
-  const idempotency = new Idempotency(db, { now, onFailure: (err) => logger.error({ err }, "old answers could not be removed") }); // prettier-ignore
+  const idempotency = new Idempotency(db, { shared, now, onFailure: (err) => logger.error({ err }, "what an Idempotency-Key needs could not be written") }); // prettier-ignore
   closers.push(() => idempotency.close());
 
   const sandboxes = new Map<ScriptEngine, Promise<Sandbox>>();
@@ -182,8 +188,8 @@ async function start(
     logger,
     now,
     node: randomUUID(),
-    nodeName: "main",
-    alone: true,
+    nodeName: options.node,
+    alone: !shared,
     // Half of what runs at once: whoever waits for an answer finds a place beside them.
     concurrency: Math.max(1, Math.floor((options.maxConcurrent ?? usualConcurrent()) / 2)),
   });
@@ -204,7 +210,12 @@ async function start(
     metrics,
     logger,
     now,
-    unready: () => (runner.draining ? "shutting down" : audit.failure === undefined ? undefined : "the audit log cannot be written"), // prettier-ignore
+    unready: () =>
+      runner.draining
+        ? "shutting down"
+        : audit.failure !== undefined
+          ? "the audit log cannot be written"
+          : db.failure?.message,
   };
 
   const app = createApp("tenant", parts);
@@ -227,9 +238,26 @@ async function start(
   schedules.start();
   callbacks.start();
   // When nothing can fail any more: keys that were made and not told would be lost, and the directory with them.
-  const made = (await tenants.hasAdmin()) ? undefined : await firstKeys(tenants, audit, limits);
+  const made = await firstKeys(tenants, audit, limits);
   let closing: Promise<void> | undefined;
   return { address, adminAddress, made, close: () => (closing ??= closeAll()) };
+}
+
+/** The database of the service and the tenants' key-value store; `closers` get what closes them. */
+async function openStores(
+  { dataDir, store: url }: ServiceOptions,
+  closers: (() => void | Promise<void>)[],
+): Promise<{ db: Database; store: SpacesStore; shared: boolean }> {
+  if (url !== undefined && !/^postgres(?:ql)?:\/\//.test(url)) {
+    const remedy = `Give --store postgres://USER:PASSWORD@HOST/DATABASE, or leave it out: then it is a file in the data directory.`;
+    throw new SandboxError("bad-option", "store must be a URL that begins with postgres://", { field: "store", remedy }); // prettier-ignore
+  }
+  const db = await openDatabase(url ?? `sqlite:${path.join(dataDir, "service.db")}`);
+  closers.push(() => db.close());
+  if (url !== undefined) return { db, store: postgresStore(db), shared: true };
+  const store = sqliteStore(path.join(dataDir, "kv.db"));
+  closers.push(() => store.close());
+  return { db, store, shared: false };
 }
 
 async function listen(app: ReturnType<typeof createApp>, host: string, port: number): Promise<string> {
@@ -266,15 +294,15 @@ async function firstKeys(tenants: Tenants, audit: AuditLog, most: Limits) {
   const by = "first-start";
   const limits = { wallMs: Math.min(FIRST_WALL_MS, most.wallMs), cpuMs: Math.min(FIRST_WALL_MS, most.cpuMs) };
   const settings = tenantSettings.parse({ policy: { limits, grants: { kv: true, events: true } } });
-  audit.append({ kind: "tenant", act: "created", by, tenant });
-  await tenants.put(tenant, settings);
-  const { key } = await tenants.addKey(tenant, { name: "first key" }, (id) =>
-    audit.append({ kind: "key", act: "created", by, tenant, key: id }),
+  const made = await tenants.makeFirst(
+    { id: tenant, settings },
+    {
+      tenant: () => audit.append({ kind: "tenant", act: "created", by, tenant }),
+      key: (key, of) =>
+        audit.append({ kind: "key", act: "created", by, key, ...(of === null ? {} : { tenant: of }) }),
+    },
   );
-  const { key: adminKey } = await tenants.addKey(null, { name: "first administrator" }, (id) =>
-    audit.append({ kind: "key", act: "created", by, key: id }),
-  );
-  return { tenant, key, adminKey };
+  return made === undefined ? undefined : { tenant, ...made };
 }
 
 function ownDirectory(dir: string): void {
@@ -284,21 +312,6 @@ function ownDirectory(dir: string): void {
   const remedy = `Give it to the service's user alone: chown and chmod 700, or name another with --data.`;
   throw new SandboxError("host-cannot", `the directory ${dir} is open to other users`, {
     field: "data",
-    remedy,
-  });
-}
-
-/** Made at the first start. Who copies the database without it has no secret. */
-function sealingKey(file: string): Buffer {
-  try {
-    fs.writeFileSync(file, randomBytes(SEALING_BYTES), { flag: "wx", mode: 0o600, flush: true });
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
-  }
-  const key = fs.readFileSync(file);
-  if (key.length === SEALING_BYTES) return key;
-  const remedy = "Put the key back from a copy, or remove the file and store all secrets anew.";
-  throw new SandboxError("host-cannot", `${file} is no sealing key: it must have ${SEALING_BYTES} bytes`, {
     remedy,
   });
 }

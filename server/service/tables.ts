@@ -1,8 +1,11 @@
+/** For both, in SQLite's words, which the other driver translates; or for PostgreSQL alone. */
+export type Statement = string | { readonly postgres: string };
+
 /**
  * The service's tables, as data. A change of them is one more entry at the end, never an edit: an entry that has been
  * released has run somewhere. Times are milliseconds since 1970; columns named `_json` hold JSON of ours.
  */
-export const MIGRATIONS: readonly (readonly string[])[] = [
+export const MIGRATIONS: readonly (readonly Statement[])[] = [
   [
     `CREATE TABLE tenants (
       id TEXT PRIMARY KEY,
@@ -134,5 +137,39 @@ export const MIGRATIONS: readonly (readonly string[])[] = [
       PRIMARY KEY (tenant, name)
     ) STRICT`,
     `CREATE INDEX schedules_next ON schedules (next_ms) WHERE next_ms IS NOT NULL`,
+  ],
+  [
+    // What all nodes of a service agree on.
+    `CREATE TABLE service_facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT`,
+    // Until when the node that has a request under way is taken for alive.
+    `ALTER TABLE idempotency ADD COLUMN lease_ms INTEGER NOT NULL DEFAULT 0`,
+    `CREATE INDEX idempotency_under_way ON idempotency (node) WHERE ended = 0`,
+    // The tenants' key-value store; in SQLite it is a file of its own. Bytes order keys ("C"), as the store's port asks.
+    {
+      postgres: `CREATE TABLE kv_spaces (
+        id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        namespace TEXT COLLATE "C" NOT NULL UNIQUE,
+        keys BIGINT NOT NULL,
+        bytes BIGINT NOT NULL
+      )`,
+    },
+    // Found by the SHA-256 of its key: an index takes no more than 2704 bytes of one, and a key may have 4096.
+    {
+      postgres: `CREATE TABLE kv_entries (
+        space BIGINT NOT NULL REFERENCES kv_spaces (id) ON DELETE CASCADE,
+        hash BYTEA NOT NULL,
+        key TEXT COLLATE "C" NOT NULL,
+        text TEXT NOT NULL,
+        blob BYTEA NOT NULL,
+        version TEXT NOT NULL,
+        expires_ms BIGINT,
+        bytes BIGINT NOT NULL,
+        PRIMARY KEY (space, hash)
+      )`,
+    },
+    { postgres: `CREATE INDEX kv_in_order ON kv_entries (space, left(key, 256))` },
+    {
+      postgres: `CREATE INDEX kv_expiring ON kv_entries (space, expires_ms, bytes) WHERE expires_ms IS NOT NULL`,
+    },
   ],
 ];

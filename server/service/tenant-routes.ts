@@ -15,6 +15,7 @@ import { badField, Problem } from "./problems.js";
 import { asProblem } from "./runner.js";
 import type { ScriptFacts } from "./tenants.js";
 import {
+  freeText,
   keyFacts,
   nothing,
   problems,
@@ -200,7 +201,7 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
       schema: {
         summary: "Stored scripts, by name",
         tags: ["scripts"],
-        querystring: z.strictObject({ after: z.string().max(100).default(""), limit: z.string().optional() }),
+        querystring: z.strictObject({ after: freeText(100).default(""), limit: z.string().optional() }),
         response: { 200: z.object({ scripts: z.array(storedScript) }), ...problems },
       },
     },

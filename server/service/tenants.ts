@@ -6,7 +6,7 @@
  * own key has sealed (AES-256-GCM, NIST SP 800-38D), bound to its tenant and name.
  */
 import { createCipheriv, createDecipheriv, randomBytes, timingSafeEqual } from "node:crypto";
-import type { SqliteStore } from "../../hostapi/kv-sqlite.js";
+import type { SpacesStore } from "../../hostapi/kv-store.js";
 import { SandboxError } from "../errors.js";
 import { completeLimits, LIMITS, type LimitName, type Limits } from "../limits.js";
 import { policyOf, PolicyError, type Problem as PolicyProblem } from "../policy.js";
@@ -62,7 +62,7 @@ interface ScriptRow {
 
 export class Tenants {
   readonly #db: Database;
-  readonly #store: Pick<SqliteStore, "removeSpaces">;
+  readonly #store: Pick<SpacesStore, "removeSpaces">;
   readonly #limits: Limits;
   readonly #sealing: Buffer;
   readonly #now: () => number;
@@ -77,7 +77,7 @@ export class Tenants {
       limits,
       sealing,
       now,
-    }: { store: Pick<SqliteStore, "removeSpaces">; limits: Limits; sealing: Buffer; now: () => number },
+    }: { store: Pick<SpacesStore, "removeSpaces">; limits: Limits; sealing: Buffer; now: () => number },
   ) {
     this.#db = db;
     this.#store = store;
@@ -98,9 +98,13 @@ export class Tenants {
   /** Makes or changes a tenant. Throws Problem naming each field of the policy that is wrong. */
   async put(id: string, settings: TenantSettings): Promise<"created" | "changed"> {
     this.#parse(id, settings);
+    return this.#upsert(this.#db, id, settings);
+  }
+
+  async #upsert(queries: Queries, id: string, settings: TenantSettings): Promise<"created" | "changed"> {
     const json = JSON.stringify(settings);
     const revision = await first<{ revision: number }>(
-      this.#db,
+      queries,
       `INSERT INTO tenants (id, name, policy_json, revision, created_ms) VALUES (?, ?, ?, 1, ?)
         ON CONFLICT (id) DO UPDATE SET name = excluded.name, policy_json = excluded.policy_json, revision = tenants.revision + 1
         RETURNING revision`,
@@ -131,7 +135,7 @@ export class Tenants {
     await this.#remove("tenants WHERE id = ?", [id], `tenant ${id}`, before);
     this.#parsed.delete(id);
     // A tenant that is made anew with this id is another one.
-    this.#store.removeSpaces(`${id}/`);
+    await this.#store.removeSpaces(`${id}/`);
   }
 
   /** Looks, calls `before`, removes. Throws Problem `not-found`, and what `before` throws: nothing is removed then. */
@@ -202,10 +206,19 @@ export class Tenants {
     before: (id: string) => void,
   ) {
     if (tenant !== null) await this.get(tenant);
+    return this.#insertKey(this.#db, tenant, { name, expiresMs }, before);
+  }
+
+  async #insertKey(
+    queries: Queries,
+    tenant: string | null,
+    { name, expiresMs }: { name: string; expiresMs?: number | undefined },
+    before: (id: string) => void,
+  ) {
     const id = randomBytes(6).toString("hex");
     before(id);
     const secret = randomBytes(32).toString("base64url");
-    await this.#db.run(
+    await queries.run(
       "INSERT INTO api_keys (id, tenant, name, hash, created_ms, expires_ms) VALUES (?, ?, ?, ?, ?, ?)",
       id,
       tenant,
@@ -233,8 +246,26 @@ export class Tenants {
     );
   }
 
-  async hasAdmin(): Promise<boolean> {
-    return (await first(this.#db, "SELECT id FROM api_keys WHERE tenant IS NULL LIMIT 1")) !== undefined;
+  /**
+   * The first tenant with a key, and an administrator's key, unless there is an administrator; all or nothing. Of nodes that
+   * start at the same moment one makes them. `before` are called before the things they name are made.
+   */
+  makeFirst(
+    { id, settings }: { id: string; settings: TenantSettings },
+    before: { tenant: () => void; key: (id: string, tenant: string | null) => void },
+  ): Promise<{ key: string; adminKey: string } | undefined> {
+    this.#parse(id, settings);
+    return this.#db.transaction(async (queries) => {
+      // Whoever comes second waits here, and then finds the administrator.
+      await queries.run("INSERT INTO service_facts (name, value) VALUES ('first-start', '') ON CONFLICT (name) DO UPDATE SET value = ''"); // prettier-ignore
+      const admin = await first(queries, "SELECT id FROM api_keys WHERE tenant IS NULL LIMIT 1");
+      if (admin !== undefined) return undefined;
+      before.tenant();
+      await this.#upsert(queries, id, settings);
+      const { key } = await this.#insertKey(queries, id, { name: "first key" }, (key) => before.key(key, id));
+      const { key: adminKey } = await this.#insertKey(queries, null, { name: "first administrator" }, (key) => before.key(key, null)); // prettier-ignore
+      return { key, adminKey };
+    });
   }
 
   /** Whose key the header Authorization shows. */
@@ -271,8 +302,7 @@ export class Tenants {
     const json = JSON.stringify(content);
     const [bytes, hash] = [Buffer.byteLength(json), sha256(json)];
     return this.#db.transaction(async (queries) => {
-      // A writer of the tenant's at a time: the row is locked until the end (SQLite: the whole file is).
-      await queries.run("UPDATE tenants SET revision = revision WHERE id = ?", tenant.id);
+      await lockTenant(queries, tenant.id);
       const latest = await this.#script(queries, tenant, name, undefined);
       if (latest?.hash === hash) return { created: false, version: latest.version, hash };
       const used = await storedBytes(queries, tenant.id);
@@ -389,6 +419,11 @@ export class Tenants {
     }
     return values;
   }
+}
+
+/** One writer of the tenant's at a time, until the transaction ends (in SQLite there is one of the whole file). */
+export async function lockTenant(queries: Queries, tenant: string): Promise<void> {
+  await queries.run("UPDATE tenants SET revision = revision WHERE id = ?", tenant);
 }
 
 /** Bytes of all that counts against a tenant's storage. */

@@ -27,7 +27,10 @@ export class UsageMeter {
   constructor(db: Database, { now, onFailure }: { now: () => number; onFailure: (error: unknown) => void }) {
     this.#db = db;
     this.#now = now;
-    this.#timer = setInterval(() => void this.flush().catch(onFailure), FLUSH_MS).unref();
+    this.#timer = setInterval(() => {
+      this.#written.clear(); // other nodes count, too
+      void this.flush().catch(onFailure);
+    }, FLUSH_MS).unref();
   }
 
   /** Runs and CPU seconds of the tenant's today, and seconds until tomorrow. */
@@ -100,7 +103,7 @@ export class UsageMeter {
     } finally {
       this.#writing = new Map();
     }
-    for (const { tenant } of batch.values()) this.#written.delete(tenant); // read anew: other nodes count, too
+    for (const { tenant } of batch.values()) this.#written.delete(tenant);
   }
 
   /** Days from `from` to `to`, both included, as "2030-01-31". */

@@ -68,6 +68,7 @@ if (process.argv[2] === "client") {
   const service = await startService({
     version: "0",
     dataDir: path.join(dir, "data"),
+    node: "bench",
     host: "127.0.0.1",
     port: 0,
     adminHost: "127.0.0.1",

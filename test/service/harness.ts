@@ -43,6 +43,7 @@ export async function start(options: Partial<ServiceOptions> = {}, keys?: Keys):
   const service = await startService({
     version: "0.0.0",
     dataDir: dir,
+    node: "main",
     host: "127.0.0.1",
     port: 0,
     adminHost: "127.0.0.1",

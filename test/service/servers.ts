@@ -46,12 +46,19 @@ function theProgram(program: string): string {
 
 const PROGRAMS = { PostgreSQL: ["initdb", "postgres"], Redis: ["redis-server"] } as const;
 
-/** `describe` for what needs a server: skipped, in words, on a machine without; a failure where one is promised. */
-export function describeWith(server: keyof typeof PROGRAMS, name: string, body: () => void): void {
+/** Why there is none of it, in brackets for a test's name. Throws on a machine that is promised to have it. */
+export function withoutServer(server: keyof typeof PROGRAMS): string | undefined {
   const missing = PROGRAMS[server].find((program) => found(program) === undefined);
-  const why = missing === undefined ? "" : ` (skipped: this machine has no ${missing}, of ${server})`;
-  if (missing !== undefined && process.env["DOUBLEHULL_CI"] !== undefined) throw new Error(name + why);
-  describe.skipIf(missing !== undefined)(name + why, body);
+  if (missing === undefined) return undefined;
+  const why = ` (skipped: this machine has no ${missing}, of ${server})`;
+  if (process.env["DOUBLEHULL_CI"] !== undefined) throw new Error(why);
+  return why;
+}
+
+/** `describe` for what needs a server: skipped, in words, on a machine without. */
+export function describeWith(server: keyof typeof PROGRAMS, name: string, body: () => void): void {
+  const why = withoutServer(server);
+  describe.skipIf(why !== undefined)(name + (why ?? ""), body);
 }
 
 // ---- a server's process -----------------------------------------------------------------------------------------------

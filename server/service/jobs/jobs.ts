@@ -14,7 +14,7 @@ import type { Database, Queries } from "../database.js";
 import type { Metrics } from "../metrics.js";
 import { badFields, Problem, type FieldError, type ProblemCode } from "../problems.js";
 import { asProblem, type Runner } from "../runner.js";
-import { storedBytes, type Tenant, type Tenants } from "../tenants.js";
+import { lockTenant, storedBytes, type Tenant, type Tenants } from "../tenants.js";
 import { secretsOf, type Callbacks } from "./callbacks.js";
 import type { JobQueue, Ticket } from "./queue.js";
 import type { Job, JobRequest } from "./schemas.js";
@@ -126,6 +126,7 @@ export class Jobs {
   ): Promise<{ ids: string[]; offer: () => Promise<void> }> {
     const { table, audit } = this.#parts;
     const { queuedJobs, storageBytes } = tenant.settings.quotas;
+    await lockTenant(queries, tenant.id);
     const waiting = await table.waiting(queries, tenant.id);
     if (waiting + requests.length > queuedJobs)
       throw new Problem("tenant-busy", `${waiting} jobs wait, and the tenant may have ${queuedJobs}`, { retryAfterS: 5 }); // prettier-ignore

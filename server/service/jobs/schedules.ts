@@ -9,7 +9,7 @@ import type { FastifyBaseLogger } from "fastify";
 import type { AuditLog } from "../audit-log.js";
 import { first, type Database } from "../database.js";
 import { badField, Problem } from "../problems.js";
-import { storedBytes, type Tenant, type Tenants } from "../tenants.js";
+import { lockTenant, storedBytes, type Tenant, type Tenants } from "../tenants.js";
 import type { Jobs } from "./jobs.js";
 import { Repeating } from "./repeating.js";
 import type { Schedule, ScheduleSettings } from "./schemas.js";
@@ -64,6 +64,7 @@ export class Schedules {
     const json = JSON.stringify(settings);
     const bytes = Buffer.byteLength(json);
     await db.transaction(async (queries) => {
+      await lockTenant(queries, tenant.id);
       const own = await first<{ count: number; bytes: number | null }>(queries, "SELECT count(*) AS count, (SELECT bytes FROM schedules WHERE tenant = ? AND name = ?) AS bytes FROM schedules WHERE tenant = ?", tenant.id, name, tenant.id); // prettier-ignore
       const { schedules, storageBytes } = tenant.settings.quotas;
       if (own?.bytes === null && own.count >= schedules)
