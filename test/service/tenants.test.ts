@@ -19,7 +19,7 @@ async function counted() {
     all: (sql, ...values) => (asked.push(sql), db.all(sql, ...values)),
     run: (sql, ...values) => (asked.push(sql), db.run(sql, ...values)),
   };
-  const store = { removeSpaces: () => {} };
+  const store = { removeSpaces: () => Promise.resolve() };
   const tenants = new Tenants(counting, { store, limits: completeLimits({}), sealing: Buffer.alloc(32), now: Date.now }); // prettier-ignore
   const close = async () => {
     await db.close();

@@ -98,6 +98,9 @@ async function onPostgres(url: string): Promise<Opened> {
 
 class DistributedQueue implements JobQueue {
   #worker: Worker<Ticket> | undefined;
+  /** Handed out, and not over. */
+  #out = 0;
+  #idle: (() => void) | undefined;
   #stopped: Promise<void> | undefined;
 
   constructor(
@@ -127,7 +130,11 @@ class DistributedQueue implements JobQueue {
 
   start(concurrency: number, work: Work): void {
     this.#worker = this.makeWorker(concurrency, async (job, token) => {
-      if ((await work(job.data)) === "over") return;
+      this.#out++;
+      const result = await work(job.data);
+      this.#out--;
+      if (this.#out === 0) this.#idle?.();
+      if (result === "over") return;
       const { DelayedError } = await import("bullmq");
       await job.moveToDelayed(Date.now() + BUSY_MS, token);
       throw new DelayedError();
@@ -140,9 +147,16 @@ class DistributedQueue implements JobQueue {
   }
 
   async #stop(): Promise<void> {
-    // Waits for what is under way; where the server is gone, that it cannot be told does not hold up the end.
-    await this.#worker?.close().catch(this.heard);
-    await within(ADD_MS, this.queue.close()).catch(this.heard);
+    const worker = this.#worker;
+    const closing = worker?.close(); // from now on it hands out nothing
+    if (this.#out > 0) await new Promise<void>((resolve) => (this.#idle = resolve));
+    // Where the server is gone it cannot be told, and that does not hold up the end.
+    try {
+      await within(ADD_MS, Promise.all([closing, this.queue.close()]));
+    } catch (error) {
+      this.heard(error as Error);
+      void worker?.disconnect().catch(this.heard);
+    }
     await this.closeConnections();
   }
 }
