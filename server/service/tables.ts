@@ -100,10 +100,12 @@ export const MIGRATIONS: readonly (readonly Statement[])[] = [
       ended_ms INTEGER,
       expires_ms INTEGER
     ) STRICT`,
-    `CREATE INDEX jobs_turn ON jobs (turn) WHERE state = 'queued'`,
-    `CREATE INDEX jobs_due ON jobs (due_ms) WHERE state = 'queued'`,
+    `CREATE INDEX jobs_line ON jobs (turn) WHERE state = 'queued'`,
+    `CREATE INDEX jobs_waiting ON jobs (tenant, turn) WHERE state = 'queued'`,
+    `CREATE INDEX jobs_offers ON jobs (offered_ms, due_ms) WHERE state = 'queued'`,
     `CREATE INDEX jobs_running ON jobs (node) WHERE state = 'running'`,
-    `CREATE INDEX jobs_tenant ON jobs (tenant, state, created_ms, id)`,
+    `CREATE INDEX jobs_tenant ON jobs (tenant, created_ms, id, bytes)`,
+    `CREATE INDEX jobs_states ON jobs (tenant, state, created_ms, id)`,
     `CREATE INDEX jobs_batch ON jobs (batch) WHERE batch IS NOT NULL`,
     `CREATE INDEX jobs_expires ON jobs (expires_ms) WHERE expires_ms IS NOT NULL`,
     // What a job's runs logged and told, from 1.

@@ -134,17 +134,18 @@ for (const kind of ["Redis", "PostgreSQL"] as const) {
           for (let i = 0; i < 5; i++) expect(await countOf(`meanwhile${i}`)).toBe(1);
         }, 120_000);
 
-      test("a schedule makes one job each time, however many nodes there are", async () => {
-        await node();
-        await alive().ask("PUT", "/v1/schedules/minutely", { key, body: { cron: "* * * * *", job: { source: "1", type: "script" } } }); // prettier-ignore
-        for (;;) {
-          const { body } = await alive().ask("GET", "/v1/schedules/minutely", { key });
-          if (body.lastJob !== null) break;
-          await new Promise((resolve) => setTimeout(resolve, 200));
-        }
-        const { body } = await alive().ask("GET", "/v1/jobs?schedule=minutely", { key });
-        expect(body.jobs).toHaveLength(1);
-      }, 120_000);
+      if (kind === "PostgreSQL")
+        test("a schedule makes one job each time, however many nodes there are", async () => {
+          await node();
+          await alive().ask("PUT", "/v1/schedules/minutely", { key, body: { cron: "* * * * *", job: { source: "1", type: "script" } } }); // prettier-ignore
+          for (;;) {
+            const { body } = await alive().ask("GET", "/v1/schedules/minutely", { key });
+            if (body.lastJob !== null) break;
+            await new Promise((resolve) => setTimeout(resolve, 200));
+          }
+          const { body } = await alive().ask("GET", "/v1/jobs?schedule=minutely", { key });
+          expect(body.jobs).toHaveLength(1);
+        }, 120_000);
 
       test("end in order on SIGTERM, also with the queue's server beside them gone", async () => {
         const last = nodes.pop() as Serving;

@@ -45,6 +45,7 @@ export interface JobsParts {
 const MAX_QUEUED = 1_000_000;
 /** Looking after what is due, lost, cancelled elsewhere or over, ms. */
 const TICK_MS = 500;
+const COUNT_EVERY = 20;
 /** A job that could not begin for so long, for whatever is full or used up, has failed, ms. */
 const GIVE_UP_MS = 7 * 86_400_000;
 /** For the database to come back when an end is to be written, ms. Other nodes take this one for dead by then. */
@@ -53,8 +54,9 @@ const WRITE_MS = 60_000;
 const MAX_EVENTS = 2000;
 const MAX_EVENT_UNITS = 1024 * 1024;
 const FLUSH_MS = 200;
-/** For news of a job that runs elsewhere, ms. */
+/** For news of a job that may run elsewhere; where it cannot, news is told, ms. */
 const LOOK_MS = 500;
+const LOOK_ALONE_MS = 5000;
 
 /** What keeps a job from beginning now, and not for good: it goes back in line, and its attempt is not counted. */
 const LATER: ReadonlySet<ProblemCode> = new Set<ProblemCode>([
@@ -85,8 +87,9 @@ export class Jobs {
   /** Who waits for news of a job. */
   readonly #waiting = new Map<string, Set<() => void>>();
   readonly #look: Repeating;
-  /** Of all tenants, when last looked at. */
+  /** Of all tenants, when last counted. */
   #queued = 0;
+  #ticks = 0;
   #closing = false;
 
   constructor(parts: JobsParts) {
@@ -196,62 +199,60 @@ export class Jobs {
   // -- to run -----------------------------------------------------------------------------------------------------------
 
   async #work(ticket: Ticket): Promise<"over" | "busy"> {
-    const { tenants, runner, table, node, logger } = this.#parts;
-    let row: JobRow | undefined;
+    const { tenants, runner, table, audit, node, logger } = this.#parts;
+    const abort = new AbortController();
     try {
       const tenant = await tenants.get(ticket.tenant);
-      if (!runner.hasRoom(tenant)) return "busy";
-      row = await table.claim(ticket, node);
-      if (row !== undefined) await this.#attempt(tenant, row);
+      if (!runner.hasRoom(tenant) || audit.failure !== undefined) return "busy";
+      if (this.#running.has(ticket.job)) return "over"; // a queue may hand it out twice
+      this.#running.set(ticket.job, abort); // before it is claimed: what is claimed and not here counts as lost
+      const row = await table.claim(ticket, node);
+      if (row !== undefined) await this.#attempt(tenant, row, abort.signal);
     } catch (err) {
-      // The tenant is gone with its jobs, or the database is: what was claimed is found lost, the rest is offered again.
+      // The tenant is gone with its jobs, or the database or the audit log is: what was claimed is found lost.
       if (!(err instanceof Problem && err.code === "not-found"))
         logger.error({ err, job: ticket.job }, "a job could not be worked on");
+    } finally {
+      if (this.#running.get(ticket.job) === abort) this.#running.delete(ticket.job);
+      this.#changed(ticket.job);
     }
     return "over";
   }
 
-  async #attempt(tenant: Tenant, row: JobRow): Promise<void> {
+  async #attempt(tenant: Tenant, row: JobRow, signal: AbortSignal): Promise<void> {
     const { runner, table, audit, now } = this.#parts;
     const request = JSON.parse(row.request_json) as JobRequest;
     const run = randomUUID();
-    const abort = new AbortController();
-    this.#running.set(row.id, abort);
     const events = new EventLog(row, table, () => this.#changed(row.id));
     const about = { kind: "job", job: row.id, tenant: tenant.id, run, attempt: row.attempt } as const;
+    await events.open();
+    audit.append({ ...about, act: "started" });
+    let outcome: Outcome;
     try {
-      await events.open();
-      audit.append({ ...about, act: "started" });
-      let outcome: Outcome;
-      try {
-        events.push("attempt", { attempt: row.attempt, run });
-        outcome = await runner.run(tenant, request, {
-          id: run,
-          key: row.key,
-          job: row.id,
-          signal: abort.signal,
-          onLog: (entry) => events.push("log", entry),
-          onEvent: ({ name, data, seq }) => events.push("event", { name, data: jsonable(data), seq }),
-        });
-      } catch (error) {
-        await this.#refused(row, asProblem(error), await events.close());
-        return;
-      }
-      const eventBytes = await events.close();
-      const json = jsonText(plainOutcome(outcome));
-      const { retry } = request;
-      if (outcome.status === "ok") await this.#end(row, { state: "done", outcome: json, eventBytes });
-      else if (outcome.status === "cancelled") {
-        if (abort.signal.reason === CANCELLED)
-          await this.#end(row, { state: "cancelled", outcome: json, eventBytes });
-        else await this.#lost(row, eventBytes); // the node ends, or was taken for dead
-      } else if (row.attempt < row.max_attempts && retry.on.includes(outcome.status))
-        await this.#retry(row, { begun: true, dueMs: now() + backoff(row, retry.backoffMs), outcome: json }, eventBytes); // prettier-ignore
-      else await this.#end(row, { state: "failed", outcome: json, eventBytes });
-    } finally {
-      this.#running.delete(row.id);
-      this.#changed(row.id);
+      events.push("attempt", { attempt: row.attempt, run });
+      outcome = await runner.run(tenant, request, {
+        id: run,
+        key: row.key,
+        job: row.id,
+        signal,
+        onLog: (entry) => events.push("log", entry),
+        onEvent: ({ name, data, seq }) => events.push("event", { name, data: jsonable(data), seq }),
+      });
+    } catch (error) {
+      await this.#refused(row, asProblem(error), await events.close());
+      return;
     }
+    const eventBytes = await events.close();
+    const json = jsonText(plainOutcome(outcome));
+    const { retry } = request;
+    if (outcome.status === "ok") await this.#end(row, { state: "done", outcome: json, eventBytes });
+    else if (outcome.status === "cancelled") {
+      if (signal.reason === CANCELLED)
+        await this.#end(row, { state: "cancelled", outcome: json, eventBytes });
+      else await this.#lost(row, eventBytes); // the node ends, or was taken for dead
+    } else if (row.attempt < row.max_attempts && retry.on.includes(outcome.status))
+      await this.#retry(row, { begun: true, dueMs: now() + backoff(row, retry.backoffMs), outcome: json }, eventBytes); // prettier-ignore
+    else await this.#end(row, { state: "failed", outcome: json, eventBytes });
   }
 
   /** Nothing has run. */
@@ -314,13 +315,13 @@ export class Jobs {
       // Taken for dead: what runs here is another node's by now, or will be.
       if (!(await table.seen(node, nodeName))) for (const abort of this.#running.values()) abort.abort(LOST);
       for (const id of await table.cancelled(node)) this.#running.get(id)?.abort(CANCELLED);
-      for (const row of await table.lost()) {
+      for (const row of await table.lost(node, this.#running)) {
         await this.#lost(row, (await table.eventsKept(row.id)).units);
         this.#changed(row.id);
       }
-      if (!this.#closing) await this.#offer(await table.offer());
+      if (!this.#closing) await this.#offer(await table.offer(!this.#parts.alone));
       await table.removeExpired();
-      this.#queued = (await table.counts()).queued;
+      if (this.#ticks++ % COUNT_EVERY === 0) this.#queued = await table.queued();
     } catch (err) {
       logger.error({ err }, "jobs could not be looked after");
     }
@@ -343,7 +344,7 @@ export class Jobs {
       const job = await this.get(tenant, id);
       const left = end - Date.now();
       if (hasEnded(job) || left <= 0 || gone.aborted || this.#closing) return job;
-      await news(Math.min(left, LOOK_MS));
+      await news(Math.min(left, this.#lookMs));
     }
   }
 
@@ -371,7 +372,7 @@ export class Jobs {
         "conflict",
         `the job is ${state}: only one that failed or was cancelled is run again`,
       );
-    await this.#offer(await table.offer());
+    await this.#offer(await table.offer(false));
     return this.get(tenant, id);
   }
 
@@ -400,8 +401,12 @@ export class Jobs {
         yield { id: String(seq), event: "job", data: jsonText(job) };
         return;
       }
-      await news(LOOK_MS);
+      await news(this.#lookMs);
     }
+  }
+
+  get #lookMs(): number {
+    return this.#parts.alone ? LOOK_ALONE_MS : LOOK_MS;
   }
 
   /** From now on listens; what comes back waits for news, so long at most. */

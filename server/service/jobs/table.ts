@@ -109,12 +109,15 @@ export class JobTable {
     await this.#db.run("UPDATE jobs SET offered_ms = 0 WHERE state = 'queued'");
   }
 
-  /** Jobs that run on no living node. */
-  async lost(): Promise<JobRow[]> {
+  /** Jobs that run on no living node, or on this one, as the table says, and not among those that it has under way. */
+  async lost(node: string, underWay: ReadonlyMap<string, unknown>): Promise<JobRow[]> {
     await this.#db.run("DELETE FROM nodes WHERE seen_ms < ?", this.#now() - DEAD_MS);
-    return this.#db.all<JobRow>(
-      "SELECT * FROM jobs WHERE state = 'running' AND node NOT IN (SELECT id FROM nodes) ORDER BY turn LIMIT 100",
-    );
+    const own = await this.#db.all<{ id: string }>("SELECT id FROM jobs WHERE state = 'running' AND node = ?", node); // prettier-ignore
+    const dropped = own.filter(({ id }) => !underWay.has(id)).slice(0, 100);
+    const rows = await this.#db.all<JobRow>("SELECT * FROM jobs WHERE state = 'running' AND node NOT IN (SELECT id FROM nodes) LIMIT 100"); // prettier-ignore
+    for (const { id } of dropped)
+      rows.push(...(await this.#db.all<JobRow>("SELECT * FROM jobs WHERE id = ? AND state = 'running' AND node = ?", id, node))); // prettier-ignore
+    return rows;
   }
 
   // -- to begin ---------------------------------------------------------------------------------------------------------
@@ -166,16 +169,16 @@ export class JobTable {
     return Math.max((row?.own ?? -1) + 1, row?.front ?? 0);
   }
 
-  /** Those that are due and of which no queue was told lately, now told. */
-  async offer(): Promise<Ticket[]> {
+  /** Those that are due and of which no queue was told, now told; `again`: also those of which one was, a while ago. */
+  async offer(again: boolean): Promise<Ticket[]> {
     const now = this.#now();
     const rows = await this.#db.all<{ id: string; attempt: number; tenant: string; turn: number }>(
       `UPDATE jobs SET offered_ms = ? WHERE state = 'queued' AND id IN (
-          SELECT id FROM jobs WHERE state = 'queued' AND due_ms <= ? AND offered_ms <= ? ORDER BY turn LIMIT ${OFFERS})
+          SELECT id FROM jobs WHERE state = 'queued' AND offered_ms <= ? AND due_ms <= ? ORDER BY offered_ms LIMIT ${OFFERS})
         RETURNING id, attempt, tenant, turn`,
       now,
+      again ? now - OFFER_AGAIN_MS : 0,
       now,
-      now - OFFER_AGAIN_MS,
     );
     return rows.map(({ id, attempt, tenant, turn }) => ({ job: id, attempt, tenant, turn }));
   }
@@ -364,6 +367,11 @@ export class JobTable {
       limit,
     );
     return rows.map(jobOf);
+  }
+
+  async queued(): Promise<number> {
+    const row = await first<{ count: number }>(this.#db, "SELECT count(*) AS count FROM jobs WHERE state = 'queued'"); // prettier-ignore
+    return row?.count ?? 0;
   }
 
   /** How many are in which state: of a batch, or of all tenants. */
