@@ -80,6 +80,20 @@ describeWith("PostgreSQL", "a service", () => {
     await remove(it);
   });
 
+  test("ends in order though its database is gone", async () => {
+    const other = await startPostgres();
+    const it = await start({ store: await other.database() });
+    const asked = it.ask("POST", "/v1/runs", { body: persistent });
+    await untilCalled(it.dir, 1);
+    await other.kill();
+    expect((await asked).body.outcome).toMatchObject({ status: "ok", value: "unavailable" });
+    await it.service.close();
+    expect(it.log.join("")).toContain("usage could not be written");
+    expect(audited(it.dir).at(-1)).toMatchObject({ kind: "server", act: "stopped" });
+    await remove(it);
+    await other.stop();
+  });
+
   test("goes on when another node is killed, and knows when what that one had under way is lost", async () => {
     const store = await server.database();
     const it = await start({ store, node: "stays" });
