@@ -148,6 +148,7 @@ const isEverywhere = (statement: Definition): statement is string => typeof stat
 const MIGRATION_LOCK = 0x646f_75626c;
 /** SQLSTATE of what may be tried again: serialization_failure, deadlock_detected (postgresql.org/docs, appendix A). */
 const AGAIN = new Set(["40001", "40P01"]);
+const REPEATS = 5;
 const FOREIGN_KEY = "23503";
 /** And of what says nothing of the statement: connections, rights, resources, an operator's hand, a server's own errors. */
 const UNREACHABLE = /^(?:08|28|53|57|58|XX)/;
@@ -206,12 +207,16 @@ async function openPostgres(url: string): Promise<Database> {
     if (code === FOREIGN_KEY) return new DatabaseError("gone", { cause: error });
     return UNREACHABLE.test(code) ? lost(error) : error;
   };
-  const queriesOf = (client: Pick<import("pg").ClientBase, "query">): Queries => {
+  const mayRepeat = (error: unknown): boolean => error instanceof ServerError && AGAIN.has(error.code ?? "");
+  /** `repeats`: how often a statement may be tried again. One that is a part of a transaction may not. */
+  const queriesOf = (client: Pick<import("pg").ClientBase, "query">, repeats: number): Queries => {
     const query = async (sql: string, values: readonly Value[]) => {
-      try {
-        return await client.query<Row>(numbered(sql), [...values]);
-      } catch (error) {
-        throw told(error);
+      for (let left = repeats; ; left--) {
+        try {
+          return await client.query<Row>(numbered(sql), [...values]);
+        } catch (error) {
+          if (left === 0 || !mayRepeat(error)) throw told(error);
+        }
       }
     };
     return {
@@ -220,14 +225,14 @@ async function openPostgres(url: string): Promise<Database> {
     };
   };
   const transaction: Database["transaction"] = async (act) => {
-    for (let left = 5; ; left--) {
+    for (let left = REPEATS; ; left--) {
       const client = await pool.connect().catch((error: unknown) => {
         throw told(error);
       });
       // The pool hears only of idle connections: without this one that breaks here would end the process. The query that
       // is under way, or the next one, rejects with it.
       client.on("error", heard);
-      const queries = queriesOf(client);
+      const queries = queriesOf(client, 0);
       try {
         await queries.run("BEGIN");
         const result = await act(queries);
@@ -239,8 +244,7 @@ async function openPostgres(url: string): Promise<Database> {
           () => client.release(),
           (broken: Error) => client.release(broken),
         );
-        if (left > 0 && AGAIN.has(String((error as { code?: unknown }).code))) continue;
-        throw error;
+        if (left === 0 || !mayRepeat(error)) throw error;
       } finally {
         client.off("error", heard);
       }
@@ -267,7 +271,7 @@ async function openPostgres(url: string): Promise<Database> {
   let timer: NodeJS.Timeout | undefined;
   let looking = look();
   return {
-    ...queriesOf(pool),
+    ...queriesOf(pool, REPEATS),
     transaction,
     get failure() {
       return failure;
@@ -306,7 +310,7 @@ const REMEDIES: Readonly<Record<string, string>> = {
   "42501": "Let the user create tables in the database.",
 };
 
-/** No text of the driver's is in it that could have the password. */
+/** What the driver says has names of users, hosts and databases in it, and never a password. */
 function unusable(url: string, cause: unknown): SandboxError {
   const { code = "", message } = cause as { code?: string; message: string };
   // Several addresses were tried: the error of all of them has a code and no words.

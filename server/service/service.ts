@@ -123,11 +123,9 @@ async function start(
   const logger = pino({ level: options.logLevel, base: null }, options.logTo ?? pino.destination({ fd: 2, sync: true })); // prettier-ignore
   const sealing = await sealingKey(db, options.sealingKey ?? inData("sealing.key"));
   const tenants = new Tenants(db, { store, limits, sealing, now });
-  const usage = new UsageMeter(db, {
-    now,
-    onFailure: (err) => logger.error({ err }, "usage could not be written"),
-  });
-  closers.push(() => usage.close());
+  const unwritten = (err: unknown) => logger.error({ err }, "usage could not be written");
+  const usage = new UsageMeter(db, { now, onFailure: unwritten });
+  closers.push(() => usage.close().catch(unwritten)); // the audit log has the runs
   const idempotency = new Idempotency(db, { shared, now, onFailure: (err) => logger.error({ err }, "what an Idempotency-Key needs could not be written") }); // prettier-ignore
   closers.push(() => idempotency.close());
 

@@ -81,7 +81,10 @@ export class UsageMeter {
     this.#writing = batch;
     try {
       await this.#db.transaction(async (queries) => {
-        for (const { tenant, day, counts } of batch.values()) {
+        // In order, or two nodes could each wait for a row of the other's.
+        for (const { tenant, day, counts } of [...batch.values()].sort((a, b) =>
+          a.tenant < b.tenant ? -1 : 1,
+        )) {
           // A tenant that is gone has no bill.
           await queries.run(
             `INSERT INTO usage_days (tenant, day, ${COLUMNS.join(", ")})

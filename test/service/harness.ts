@@ -37,9 +37,18 @@ export const temporaryDirectory = (): string => {
   return path.join(dir, "data");
 };
 
+let newStore: () => Promise<string | undefined> = () => Promise.resolve(undefined);
+/** From now on each new data directory has a store of its own of these, in the place of its files. */
+export function standOn(store: () => Promise<string>): void {
+  newStore = store;
+}
+const storeOf = new Map<string, string | undefined>();
+
 export async function start(options: Partial<ServiceOptions> = {}, keys?: Keys): Promise<Running> {
   const log: string[] = [];
   const dir = options.dataDir ?? temporaryDirectory();
+  const store = options.store ?? (storeOf.has(dir) ? storeOf.get(dir) : await newStore());
+  storeOf.set(dir, store);
   const service = await startService({
     version: "0.0.0",
     dataDir: dir,
@@ -57,6 +66,7 @@ export async function start(options: Partial<ServiceOptions> = {}, keys?: Keys):
     logLevel: "info",
     logTo: { write: (line) => void log.push(line) },
     now: Date.now,
+    ...(store === undefined ? {} : { store }),
     ...options,
   });
   const own = service.made ?? keys;

@@ -56,7 +56,11 @@ export function withoutServer(server: keyof typeof PROGRAMS): string | undefined
 }
 
 /** `describe` for what needs a server: skipped, in words, on a machine without. */
-export function describeWith(server: keyof typeof PROGRAMS, name: string, body: () => void): void {
+export function describeWith(
+  server: keyof typeof PROGRAMS,
+  name: string,
+  body: () => void | Promise<void>,
+): void {
   const why = withoutServer(server);
   describe.skipIf(why !== undefined)(name + (why ?? ""), body);
 }
