@@ -170,7 +170,7 @@ export function createApp(audience: Audience, parts: ServiceParts) {
       hook: "preValidation",
       timeWindow: "1 minute",
       max: (request) => request.holder?.tenant?.settings.quotas.requestsPerMinute ?? 6000,
-      keyGenerator: (request) => request.holder?.tenant?.id ?? request.ip,
+      keyGenerator: (request) => request.holder?.tenant?.incarnation ?? request.ip,
       errorResponseBuilder: (_request, { ttl, max }) =>
         new Problem("rate-limited", `more than ${max} requests a minute`, { retryAfterS: ttl / 1000 }),
     });

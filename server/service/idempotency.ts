@@ -54,7 +54,7 @@ export class Idempotency {
     request: unknown,
     run: () => Promise<string>,
   ): Promise<{ answer: string; again: boolean }> {
-    const fingerprint = sha256(JSON.stringify(request));
+    const fingerprint = sha256(JSON.stringify([tenant.incarnation, request]));
     const now = this.#now();
     await this.#db.run("DELETE FROM idempotency WHERE tenant = ? AND key = ? AND started_ms <= ?", tenant.id, key, now - KEEP_MS); // prettier-ignore
     const taken = await this.#db.run(
@@ -72,11 +72,11 @@ export class Idempotency {
       answer = await run();
     } catch (error) {
       // A refusal: nothing has run. Whatever else it was, it is not known what has.
-      if (error instanceof Problem && error.code !== "internal") await this.#forget(tenant, key);
-      else await this.#keep(tenant, key, undefined);
+      if (error instanceof Problem && error.code !== "internal") await this.#forget(tenant, key, fingerprint);
+      else await this.#keep(tenant, key, fingerprint, undefined);
       throw error;
     }
-    await this.#keep(tenant, key, answer);
+    await this.#keep(tenant, key, fingerprint, answer);
     return { answer, again: false };
   }
 
@@ -92,23 +92,26 @@ export class Idempotency {
     throw new Problem("idempotency-lost", "it began, and its answer was not kept");
   }
 
+  // The fingerprint is the tenant's incarnation's: what ends late writes nothing for one that was made anew.
+
   /** As far as the tenant's storage has room. */
-  async #keep(tenant: Tenant, key: string, answer: string | undefined): Promise<void> {
+  async #keep(tenant: Tenant, key: string, fingerprint: string, answer: string | undefined): Promise<void> {
     const bytes = answer === undefined ? 0 : Buffer.byteLength(answer);
     await this.#db.transaction(async (queries) => {
       const fits = (await storedBytes(queries, tenant.id)) + bytes <= tenant.settings.quotas.storageBytes;
       await queries.run(
-        "UPDATE idempotency SET ended = 1, answer_json = ?, bytes = ? WHERE tenant = ? AND key = ?",
+        "UPDATE idempotency SET ended = 1, answer_json = ?, bytes = ? WHERE tenant = ? AND key = ? AND fingerprint = ?",
         fits ? (answer ?? null) : null,
         fits ? bytes : 0,
         tenant.id,
         key,
+        fingerprint,
       );
     });
   }
 
-  async #forget(tenant: Tenant, key: string): Promise<void> {
-    await this.#db.run("DELETE FROM idempotency WHERE tenant = ? AND key = ?", tenant.id, key);
+  async #forget(tenant: Tenant, key: string, fingerprint: string): Promise<void> {
+    await this.#db.run("DELETE FROM idempotency WHERE tenant = ? AND key = ? AND fingerprint = ?", tenant.id, key, fingerprint); // prettier-ignore
   }
 
   close(): void {

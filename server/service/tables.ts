@@ -65,4 +65,10 @@ export const MIGRATIONS: readonly (readonly string[])[] = [
     ) STRICT`,
     `CREATE INDEX idempotency_age ON idempotency (started_ms)`,
   ],
+  [
+    // A tenant that is made anew with the id of one that is gone is another one: this tells them apart, in all that is
+    // kept in memory or ends late.
+    `ALTER TABLE tenants ADD COLUMN incarnation TEXT NOT NULL DEFAULT ''`,
+    `UPDATE tenants SET incarnation = id || '/' || created_ms`,
+  ],
 ];

@@ -62,7 +62,7 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
     },
     async (request) => {
       const tenant = tenantOf(request);
-      const { runs, cpuSeconds } = await usage.today(tenant.id);
+      const { runs, cpuSeconds } = await usage.today(tenant);
       return {
         tenant: tenant.id,
         version: parts.version,
@@ -112,7 +112,7 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
       if (isStream(reply)) {
         if (once !== undefined)
           throw badField("idempotency-key", "is for an answer at once; a stream goes on with Last-Event-ID");
-        const stream = streams.open(id, tenant.id);
+        const stream = streams.open(id, tenant.incarnation);
         void runner
           .run(tenant, request.body, {
             id,
@@ -153,7 +153,7 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
       },
     },
     async (request, reply) => {
-      const stream = streams.get(request.params.id, tenantOf(request).id);
+      const stream = streams.get(request.params.id, tenantOf(request).incarnation);
       const header = request.headers["last-event-id"];
       const after = wholeNumber("last-event-id", typeof header === "string" ? header : undefined, 0, 2 ** 40);
       beginStream(reply);
@@ -164,7 +164,7 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
     "/v1/runs/:id",
     { schema: { summary: "Cancel a streamed run", tags: ["runs"], params: z.object({ id: z.string().max(64) }), response: nothing } }, // prettier-ignore
     async (request, reply) => {
-      streams.get(request.params.id, tenantOf(request).id).abort.abort();
+      streams.get(request.params.id, tenantOf(request).incarnation).abort.abort();
       return reply.code(204).send(null);
     },
   );

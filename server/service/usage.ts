@@ -4,16 +4,19 @@
  */
 import type { Outcome } from "../outcome.js";
 import { first, type Database } from "./database.js";
+import type { Tenant } from "./tenants.js";
 
 const COLUMNS = ["runs", "ok", "cpu_us", "wall_us", "host_calls", "bytes_in", "bytes_out"] as const;
 type Counts = Record<(typeof COLUMNS)[number], number>;
 const FLUSH_MS = 1000;
 
+type Incarnate = Pick<Tenant, "id" | "incarnation">;
 const dayOf = (ms: number): string => new Date(ms).toISOString().slice(0, 10);
 
 export class UsageMeter {
   readonly #db: Database;
   readonly #now: () => number;
+  // A tenant is its incarnation here: one that is made anew has used nothing.
   /** Not yet written, by tenant and day. */
   #pending = new Map<string, { tenant: string; day: string; counts: Counts }>();
   /** On their way to the database. */
@@ -31,11 +34,14 @@ export class UsageMeter {
   }
 
   /** Runs and CPU seconds of the tenant's today, and seconds until tomorrow. */
-  async today(tenant: string): Promise<{ runs: number; cpuSeconds: number; leftS: number }> {
+  async today({
+    id,
+    incarnation: tenant,
+  }: Incarnate): Promise<{ runs: number; cpuSeconds: number; leftS: number }> {
     const day = dayOf(this.#now());
     let written = this.#written.get(tenant);
     if (written?.day !== day) {
-      const row = await first<{ runs: number; cpu_us: number }>(this.#db, "SELECT runs, cpu_us FROM usage_days WHERE tenant = ? AND day = ?", tenant, day); // prettier-ignore
+      const row = await first<{ runs: number; cpu_us: number }>(this.#db, "SELECT runs, cpu_us FROM usage_days WHERE tenant = ? AND day = ?", id, day); // prettier-ignore
       written = { day, runs: row?.runs ?? 0, cpu_us: row?.cpu_us ?? 0 };
       this.#written.set(tenant, written);
     }
@@ -50,7 +56,7 @@ export class UsageMeter {
     };
   }
 
-  add(tenant: string, { status, usage }: Pick<Outcome, "status" | "usage">): void {
+  add({ incarnation: tenant }: Incarnate, { status, usage }: Pick<Outcome, "status" | "usage">): void {
     const day = dayOf(this.#now());
     const key = `${tenant}/${day}`;
     const entry = this.#pending.get(key) ?? { tenant, day, counts: zero() };
@@ -82,7 +88,7 @@ export class UsageMeter {
           // A tenant that is gone has no bill.
           await queries.run(
             `INSERT INTO usage_days (tenant, day, ${COLUMNS.join(", ")})
-              SELECT id, ?, ?, ?, ?, ?, ?, ?, ? FROM tenants WHERE id = ?
+              SELECT id, ?, ?, ?, ?, ?, ?, ?, ? FROM tenants WHERE incarnation = ?
               ON CONFLICT (tenant, day) DO UPDATE SET ${COLUMNS.map((name) => `${name} = usage_days.${name} + excluded.${name}`).join(", ")}`,
             day,
             ...COLUMNS.map((name) => counts[name]),
@@ -103,7 +109,7 @@ export class UsageMeter {
     for (const { tenant } of batch.values()) this.#written.delete(tenant); // read anew: other nodes count, too
   }
 
-  /** Days from `from` to `to`, both included, as "2030-01-31". */
+  /** Days of the tenant of this id from `from` to `to`, both included, as "2030-01-31". */
   async days(tenant: string, from: string, to: string) {
     await this.flush();
     const rows = await this.#db.all<Counts & { day: string }>(
