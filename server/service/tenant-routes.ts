@@ -43,10 +43,21 @@ const isStream = (reply: object): boolean => "sse" in reply;
 export function tenantRoutes(app: App, parts: ServiceParts): void {
   const { runner, streams, tenants, usage, idempotency, audit } = parts;
 
-  app.get("/healthz", { config: { open: true }, schema: { summary: "Whether the process lives", security: [] } }, () => ({ ok: true })); // prettier-ignore
+  // A monitor that is refused takes a node that is merely busy for a dead one, and whoever shares its address could see to that.
+  app.get(
+    "/healthz",
+    {
+      config: { open: true, rateLimit: false, pressureHandler: () => {} },
+      schema: { summary: "Whether the process lives", security: [] },
+    },
+    () => ({ ok: true }),
+  );
   app.get(
     "/readyz",
-    { config: { open: true }, schema: { summary: "Whether it takes requests", security: [] } },
+    {
+      config: { open: true, rateLimit: false },
+      schema: { summary: "Whether it takes requests: not when it is busy, either", security: [] },
+    },
     () => {
       const why = parts.unready();
       if (why !== undefined)
