@@ -28,6 +28,7 @@ import {
 import { issueWords } from "../policy.js";
 import { jsonText } from "../show.js";
 import type { AuditLog } from "./audit-log.js";
+import { answerBroken, whenOver } from "./connections.js";
 import type { Idempotency } from "./idempotency.js";
 import type { Metrics } from "./metrics.js";
 import { badField, badFields, Problem, type FieldError, type ProblemCode } from "./problems.js";
@@ -86,13 +87,14 @@ export function createApp(audience: Audience, parts: ServiceParts) {
     requestTimeout: 120_000, // for the whole request to arrive: a body that drips holds a connection
     forceCloseConnections: "idle",
     routerOptions: { maxParamLength: 200 },
+    http: { requireHostHeader: false }, // Node's refusal has no body: the first hook sees to it
     // An address that no route can be looked up for: no hook has seen it.
-    frameworkErrors: (error, request, reply: FastifyReply) => {
-      const problem = problemOf(error);
-      void reply
-        .code(problem.status)
-        .type("application/problem+json")
-        .send(jsonText(problem.document(`urn:uuid:${request.id}`)));
+    frameworkErrors: (error, request, reply: FastifyReply) => void refuse(error, request, reply),
+    clientErrorHandler: (error, socket) => {
+      const problem = answerBroken(error, socket);
+      if (problem === undefined) return;
+      metrics.answered("none", problem.status);
+      parts.logger.info({ route: "none", status: problem.status, code: problem.code }, "answered");
     },
   }).withTypeProvider<ZodTypeProvider>();
   app.removeContentTypeParser("text/plain"); // JSON and nothing else
@@ -104,7 +106,10 @@ export function createApp(audience: Audience, parts: ServiceParts) {
   const strangers = new Strangers(parts.now);
   const room = new BodyRoom();
   app.addHook("onRequest", async (request, reply) => {
-    reply.header("cache-control", "no-store").header("x-request-id", request.id);
+    answerHeaders(request, reply);
+    // RFC 9112, 3.2: a request without a host may be meant for anybody.
+    if (request.headers.host === undefined && request.raw.httpVersion === "1.1")
+      throw new Problem("bad-http", "the request has no header Host");
     if (request.routeOptions.config.open === true || request.is404) return;
     const holder = await tenants.holder(request.headers.authorization);
     const route = request.routeOptions.url ?? "";
@@ -125,20 +130,14 @@ export function createApp(audience: Audience, parts: ServiceParts) {
       throw new Problem("overloaded", "as many bytes of bodies are under way as are taken", {
         retryAfterS: 1,
       });
-    reply.raw.once("close", release);
+    whenOver(request.raw, reply.raw, release);
   });
 
-  app.setErrorHandler((error: FastifyError, request, reply) => {
-    const problem = problemOf(error);
-    if (problem.status >= 500)
-      request.log.error({ err: problem.more.cause ?? error, code: problem.code, route: request.routeOptions.url }, "refused"); // prettier-ignore
-    if (problem.more.retryAfterS !== undefined) reply.header("retry-after", Math.max(1, Math.ceil(problem.more.retryAfterS))); // prettier-ignore
-    if (problem.code === "unauthorized") reply.header("www-authenticate", "Bearer");
-    return reply
-      .code(problem.status)
-      .type("application/problem+json")
-      .serializer(jsonText)
-      .send(problem.document(`urn:uuid:${request.id}`));
+  app.setErrorHandler(refuse);
+  // The streams' plugin answers by itself where a client takes no stream.
+  app.addHook("preSerialization", (_request, reply, payload, done) => {
+    if (reply.statusCode !== 406) return done(null, payload);
+    done(new Problem("not-acceptable", "this route answers with text/event-stream and nothing else"));
   });
   app.setNotFoundHandler(() => {
     throw new Problem("not-found", "there is no such route; see /docs");
@@ -191,6 +190,24 @@ export function createApp(audience: Audience, parts: ServiceParts) {
     if (route.url.startsWith("/docs")) route.config = { ...route.config, open: true };
   });
   return app;
+}
+
+const answerHeaders = (request: FastifyRequest, reply: FastifyReply) =>
+  reply.header("cache-control", "no-store").header("x-request-id", request.id);
+
+/** Every refusal, whoever found the reason: the one place where an error becomes an answer. */
+function refuse(error: FastifyError | Error, request: FastifyRequest, reply: FastifyReply): FastifyReply {
+  const problem = problemOf(error);
+  if (problem.status >= 500)
+    request.log.error({ err: problem.more.cause ?? error, code: problem.code, route: request.routeOptions.url }, "refused"); // prettier-ignore
+  const { retryAfterS } = problem.more;
+  if (retryAfterS !== undefined) reply.header("retry-after", Math.max(1, Math.ceil(retryAfterS)));
+  if (problem.code === "unauthorized") reply.header("www-authenticate", "Bearer");
+  return answerHeaders(request, reply)
+    .code(problem.status)
+    .type("application/problem+json")
+    .serializer(String)
+    .send(jsonText(problem.document(`urn:uuid:${request.id}`)));
 }
 
 /** Of one application, of all addresses together. */
@@ -283,6 +300,19 @@ function fieldErrors({
 export function tenantOf({ holder }: FastifyRequest): Tenant {
   if (holder?.tenant === undefined) throw new Problem("unauthorized", "the request has no valid API key");
   return holder.tenant;
+}
+
+/** The head at once, not with the first event: a client needs the run's id to go on, however quiet the run is. */
+export function beginStream(reply: FastifyReply): void {
+  reply.sse.sendHeaders();
+  reply.raw.flushHeaders();
+}
+
+/** Aborts when the answer is over or its connection has ended. */
+export function goneWith({ raw }: FastifyReply): AbortSignal {
+  const gone = new AbortController();
+  whenOver(raw.req, raw, () => gone.abort());
+  return gone.signal;
 }
 
 /** A whole number in a query or header. */

@@ -1,6 +1,6 @@
 /** What a tenant can do over HTTP: run, keep scripts, store secrets, see what it used. */
 import { randomUUID } from "node:crypto";
-import type { FastifyReply, FastifyRequest } from "fastify";
+import type { FastifyRequest } from "fastify";
 import { z } from "zod";
 import type { Policy } from "../policy-schema.js";
 import { grantWords } from "../policy-words.js";
@@ -10,7 +10,7 @@ import { environmentTypes } from "../types.js";
 import type { ScriptChange } from "./audit-events.js";
 import { sha256 } from "./audit-line.js";
 import { idempotencyKey } from "./idempotency.js";
-import { tenantOf, wholeNumber, type App, type ServiceParts } from "./app.js";
+import { beginStream, goneWith, tenantOf, wholeNumber, type App, type ServiceParts } from "./app.js";
 import { badField, Problem } from "./problems.js";
 import { asProblem } from "./runner.js";
 import type { ScriptFacts } from "./tenants.js";
@@ -338,27 +338,6 @@ const scriptChange = (
   content: hash,
   script: sha256(content.source),
 });
-
-/** The head at once, not with the first event: a client needs the run's id to go on, however quiet the run is. */
-function beginStream(reply: FastifyReply): void {
-  reply.sse.sendHeaders();
-  reply.raw.flushHeaders();
-}
-
-/**
- * Aborts when the connection of the answer ends. It is the socket's end that counts: an answer that waits behind another
- * on the same connection (pipelining) hears nothing of it.
- */
-function goneWith({ raw }: FastifyReply): AbortSignal {
-  const gone = new AbortController();
-  const { socket } = raw.req;
-  const abort = () => gone.abort();
-  raw.once("close", abort);
-  socket.once("close", abort);
-  raw.once("finish", () => socket.off("close", abort)); // the connection may serve many more
-  if (socket.destroyed) abort();
-  return gone.signal;
-}
 
 /** The last 30 days unless said otherwise. */
 export function daysOf(
