@@ -25,6 +25,8 @@ export class UsageMeter {
   readonly #written = new Map<string, { day: string; runs: number; cpu_us: number }>();
   readonly #timer: NodeJS.Timeout;
   #flushing: Promise<void> = Promise.resolve();
+  /** Begins and ends of writings: what was read across one may or may not have its counts. */
+  #turns = 0;
 
   /** `onFailure` hears why counts could not be written; they are kept and tried again. */
   constructor(db: Database, { now, onFailure }: { now: () => number; onFailure: (error: unknown) => void }) {
@@ -40,8 +42,11 @@ export class UsageMeter {
   }: Incarnate): Promise<{ runs: number; cpuSeconds: number; leftS: number }> {
     const day = dayOf(this.#now());
     let written = this.#written.get(tenant);
-    if (written?.day !== day) {
+    while (written?.day !== day) {
+      if (this.#writing.size > 0) await this.#flushing.catch(() => {}); // its own caller hears of it
+      const turn = this.#turns;
       const row = await first<{ runs: number; cpu_us: number }>(this.#db, "SELECT runs, cpu_us FROM usage_days WHERE tenant = ? AND day = ?", id, day); // prettier-ignore
+      if (turn !== this.#turns) continue;
       written = { day, runs: row?.runs ?? 0, cpu_us: row?.cpu_us ?? 0 };
       this.#written.set(tenant, written);
     }
@@ -82,6 +87,7 @@ export class UsageMeter {
     if (batch.size === 0) return;
     this.#pending = new Map();
     this.#writing = batch;
+    this.#turns++;
     try {
       await this.#db.transaction(async (queries) => {
         for (const { tenant, day, counts } of batch.values()) {
@@ -105,6 +111,7 @@ export class UsageMeter {
       throw error;
     } finally {
       this.#writing = new Map();
+      this.#turns++;
     }
     for (const { tenant } of batch.values()) this.#written.delete(tenant); // read anew: other nodes count, too
   }
