@@ -19,7 +19,7 @@ import {
 import { daysOf } from "./tenant-routes.js";
 
 export function adminRoutes(app: App, parts: ServiceParts): void {
-  const { tenants, audit, metrics } = parts;
+  const { tenants, audit, metrics, runner } = parts;
   const one = z.object({ tenant: tenantId });
   const tags = ["tenants"];
 
@@ -69,7 +69,7 @@ export function adminRoutes(app: App, parts: ServiceParts): void {
     "/admin/v1/tenants/:tenant",
     {
       schema: {
-        summary: "Remove a tenant with its keys, scripts, secrets and usage",
+        summary: "Remove a tenant with its keys, scripts, secrets and usage; its runs are cancelled",
         tags,
         params: one,
         response: nothing,
@@ -79,7 +79,8 @@ export function adminRoutes(app: App, parts: ServiceParts): void {
       // prettier-ignore
       const { tenant } = request.params;
       const by = request.holder.key;
-      await tenants.remove(tenant, () => audit.append({ kind: "tenant", act: "removed", by, tenant }));
+      const before = () => audit.append({ kind: "tenant", act: "removed", by, tenant });
+      await tenants.remove(tenant, before, (incarnation) => runner.end(incarnation));
       return reply.code(204).send(null);
     },
   );

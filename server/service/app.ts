@@ -28,6 +28,7 @@ import {
 import { issueWords } from "../policy.js";
 import { jsonText } from "../show.js";
 import type { AuditLog } from "./audit-log.js";
+import { answerBroken, whenOver } from "./connections.js";
 import type { Database } from "./database.js";
 import type { Idempotency } from "./idempotency.js";
 import type { Jobs } from "./jobs/jobs.js";
@@ -94,13 +95,14 @@ export function createApp(audience: Audience, parts: ServiceParts) {
     requestTimeout: 120_000, // for the whole request to arrive: a body that drips holds a connection
     forceCloseConnections: "idle",
     routerOptions: { maxParamLength: 200 },
+    http: { requireHostHeader: false }, // Node's refusal has no body: the first hook sees to it
     // An address that no route can be looked up for: no hook has seen it.
-    frameworkErrors: (error, request, reply: FastifyReply) => {
-      const problem = problemOf(error);
-      void reply
-        .code(problem.status)
-        .type("application/problem+json")
-        .send(jsonText(problem.document(`urn:uuid:${request.id}`)));
+    frameworkErrors: (error, request, reply: FastifyReply) => void refuse(error, request, reply),
+    clientErrorHandler: (error, socket) => {
+      const problem = answerBroken(error, socket);
+      if (problem === undefined) return;
+      metrics.answered("none", problem.status);
+      parts.logger.info({ route: "none", status: problem.status, code: problem.code }, "answered");
     },
   }).withTypeProvider<ZodTypeProvider>();
   app.removeContentTypeParser("text/plain"); // JSON and nothing else
@@ -112,7 +114,10 @@ export function createApp(audience: Audience, parts: ServiceParts) {
   const strangers = new Strangers(parts.now);
   const room = new BodyRoom();
   app.addHook("onRequest", async (request, reply) => {
-    reply.header("cache-control", "no-store").header("x-request-id", request.id);
+    answerHeaders(request, reply);
+    // RFC 9112, 3.2: a request without a host may be meant for anybody.
+    if (request.headers.host === undefined && request.raw.httpVersion === "1.1")
+      throw new Problem("bad-http", "the request has no header Host");
     if (request.routeOptions.config.open === true || request.is404) return;
     const holder = await tenants.holder(request.headers.authorization);
     const route = request.routeOptions.url ?? "";
@@ -133,20 +138,14 @@ export function createApp(audience: Audience, parts: ServiceParts) {
       throw new Problem("overloaded", "as many bytes of bodies are under way as are taken", {
         retryAfterS: 1,
       });
-    reply.raw.once("close", release);
+    whenOver(request.raw, reply.raw, release);
   });
 
-  app.setErrorHandler((error: FastifyError, request, reply) => {
-    const problem = problemOf(error);
-    if (problem.status >= 500)
-      request.log.error({ err: problem.more.cause ?? error, code: problem.code, route: request.routeOptions.url }, "refused"); // prettier-ignore
-    if (problem.more.retryAfterS !== undefined) reply.header("retry-after", Math.max(1, Math.ceil(problem.more.retryAfterS))); // prettier-ignore
-    if (problem.code === "unauthorized") reply.header("www-authenticate", "Bearer");
-    return reply
-      .code(problem.status)
-      .type("application/problem+json")
-      .serializer(jsonText)
-      .send(problem.document(`urn:uuid:${request.id}`));
+  app.setErrorHandler(refuse);
+  // The streams' plugin answers by itself where a client takes no stream.
+  app.addHook("preSerialization", (_request, reply, payload, done) => {
+    if (reply.statusCode !== 406) return done(null, payload);
+    done(new Problem("not-acceptable", "this route answers with text/event-stream and nothing else"));
   });
   app.setNotFoundHandler(() => {
     throw new Problem("not-found", "there is no such route; see /docs");
@@ -178,7 +177,7 @@ export function createApp(audience: Audience, parts: ServiceParts) {
       hook: "preValidation",
       timeWindow: "1 minute",
       max: (request) => request.holder?.tenant?.settings.quotas.requestsPerMinute ?? 6000,
-      keyGenerator: (request) => request.holder?.tenant?.id ?? request.ip,
+      keyGenerator: (request) => request.holder?.tenant?.incarnation ?? request.ip,
       errorResponseBuilder: (_request, { ttl, max }) =>
         new Problem("rate-limited", `more than ${max} requests a minute`, { retryAfterS: ttl / 1000 }),
     });
@@ -199,6 +198,24 @@ export function createApp(audience: Audience, parts: ServiceParts) {
     if (route.url.startsWith("/docs")) route.config = { ...route.config, open: true };
   });
   return app;
+}
+
+const answerHeaders = (request: FastifyRequest, reply: FastifyReply) =>
+  reply.header("cache-control", "no-store").header("x-request-id", request.id);
+
+/** Every refusal, whoever found the reason: the one place where an error becomes an answer. */
+function refuse(error: FastifyError | Error, request: FastifyRequest, reply: FastifyReply): FastifyReply {
+  const problem = problemOf(error);
+  if (problem.status >= 500)
+    request.log.error({ err: problem.more.cause ?? error, code: problem.code, route: request.routeOptions.url }, "refused"); // prettier-ignore
+  const { retryAfterS } = problem.more;
+  if (retryAfterS !== undefined) reply.header("retry-after", Math.max(1, Math.ceil(retryAfterS)));
+  if (problem.code === "unauthorized") reply.header("www-authenticate", "Bearer");
+  return answerHeaders(request, reply)
+    .code(problem.status)
+    .type("application/problem+json")
+    .serializer(String)
+    .send(jsonText(problem.document(`urn:uuid:${request.id}`)));
 }
 
 /** Of one application, of all addresses together. */
@@ -299,18 +316,10 @@ export function beginStream(reply: FastifyReply): void {
   reply.raw.flushHeaders();
 }
 
-/**
- * Aborts when the connection of the answer ends. It is the socket's end that counts: an answer that waits behind another
- * on the same connection (pipelining) hears nothing of it.
- */
+/** Aborts when the answer is over or its connection has ended. */
 export function goneWith({ raw }: FastifyReply): AbortSignal {
   const gone = new AbortController();
-  const { socket } = raw.req;
-  const abort = () => gone.abort();
-  raw.once("close", abort);
-  socket.once("close", abort);
-  raw.once("finish", () => socket.off("close", abort)); // the connection may serve many more
-  if (socket.destroyed) abort();
+  whenOver(raw.req, raw, () => gone.abort());
   return gone.signal;
 }
 

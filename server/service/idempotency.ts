@@ -76,35 +76,35 @@ export class Idempotency {
     request: unknown,
     run: () => Promise<string>,
   ): Promise<{ answer: string; again: boolean }> {
-    const fingerprint = sha256(JSON.stringify(request));
+    const fingerprint = fingerprintOf(tenant, request);
     if (!(await this.#taken(this.#db, tenant, key, fingerprint)))
       return { answer: await this.#before(tenant, key, fingerprint), again: true };
     this.#underWay++;
     try {
-      return { answer: await this.#run(tenant, key, run), again: false };
+      return { answer: await this.#run(tenant, key, fingerprint, run), again: false };
     } finally {
       this.#underWay--;
     }
   }
 
   /** What has run is answered, and a refusal told, even where that cannot be written down now. */
-  async #run(tenant: Tenant, key: string, run: () => Promise<string>): Promise<string> {
+  async #run(tenant: Tenant, key: string, fingerprint: string, run: () => Promise<string>): Promise<string> {
     const owe = (isRefusal: boolean, act: () => Promise<void>) => (error: unknown) => {
       this.#owed.set(`${tenant.id}/${key}`, { isRefusal, act });
       this.#onFailure(error);
     };
-    const lost = () => this.#keep(tenant, key, undefined);
+    const lost = () => this.#keep(tenant, key, fingerprint, undefined);
     let answer: string;
     try {
       answer = await run();
     } catch (error) {
       // A refusal: nothing has run. Whatever else it was, it is not known what has.
       const isRefusal = error instanceof Problem && error.code !== "internal";
-      const act = isRefusal ? () => this.#forget(tenant, key) : lost;
+      const act = isRefusal ? () => this.#forget(tenant, key, fingerprint) : lost;
       await act().catch(owe(isRefusal, act));
       throw error;
     }
-    await this.#keep(tenant, key, answer).catch(owe(false, lost)); // an answer is too large to be owed
+    await this.#keep(tenant, key, fingerprint, answer).catch(owe(false, lost)); // an answer is too large to be owed
     return answer;
   }
 
@@ -127,11 +127,11 @@ export class Idempotency {
     request: unknown,
     write: (queries: Queries) => Promise<string>,
   ): Promise<{ answer: string; again: boolean }> {
-    const fingerprint = sha256(JSON.stringify(request));
+    const fingerprint = fingerprintOf(tenant, request);
     const answer = await this.#db.transaction(async (queries) => {
       if (!(await this.#taken(queries, tenant, key, fingerprint))) return undefined;
       const text = await write(queries);
-      await this.#answered(queries, tenant, key, text);
+      await this.#answered(queries, tenant, key, fingerprint, text);
       return text;
     });
     if (answer === undefined) return { answer: await this.#before(tenant, key, fingerprint), again: true };
@@ -170,31 +170,49 @@ export class Idempotency {
     throw new Problem("idempotency-lost", "it began, and its answer was not kept");
   }
 
+  // The fingerprint is the tenant's incarnation's: what ends late writes nothing for one that was made anew.
+
   /** As far as the tenant's storage has room. */
-  async #keep(tenant: Tenant, key: string, answer: string | undefined): Promise<void> {
+  async #keep(tenant: Tenant, key: string, fingerprint: string, answer: string | undefined): Promise<void> {
     const bytes = answer === undefined ? 0 : Buffer.byteLength(answer);
     await this.#db.transaction(async (queries) => {
       await lockTenant(queries, tenant.id);
       const fits = (await storedBytes(queries, tenant.id)) + bytes <= tenant.settings.quotas.storageBytes;
-      await this.#answered(queries, tenant, key, fits ? answer : undefined);
+      await this.#answered(queries, tenant, key, fingerprint, fits ? answer : undefined);
     });
   }
 
-  async #answered(queries: Queries, tenant: Tenant, key: string, answer: string | undefined): Promise<void> {
+  async #answered(
+    queries: Queries,
+    tenant: Tenant,
+    key: string,
+    fingerprint: string,
+    answer: string | undefined,
+  ): Promise<void> {
     await queries.run(
-      "UPDATE idempotency SET ended = 1, answer_json = ?, bytes = ? WHERE tenant = ? AND key = ?",
+      "UPDATE idempotency SET ended = 1, answer_json = ?, bytes = ? WHERE tenant = ? AND key = ? AND fingerprint = ?",
       answer ?? null,
       Buffer.byteLength(answer ?? ""),
       tenant.id,
       key,
+      fingerprint,
     );
   }
 
-  async #forget(tenant: Tenant, key: string): Promise<void> {
-    await this.#db.run("DELETE FROM idempotency WHERE tenant = ? AND key = ? AND node = ?", tenant.id, key, this.#node); // prettier-ignore
+  async #forget(tenant: Tenant, key: string, fingerprint: string): Promise<void> {
+    await this.#db.run(
+      "DELETE FROM idempotency WHERE tenant = ? AND key = ? AND node = ? AND fingerprint = ?",
+      tenant.id,
+      key,
+      this.#node,
+      fingerprint,
+    );
   }
 
   close(): void {
     for (const timer of this.#timers) clearInterval(timer);
   }
 }
+
+const fingerprintOf = ({ incarnation }: Tenant, request: unknown): string =>
+  sha256(JSON.stringify([incarnation, request]));

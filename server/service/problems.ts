@@ -14,6 +14,26 @@ export const PROBLEMS = {
     title: "A field of the request is wrong",
     remedy: "Correct the fields that `errors` names.",
   },
+  "bad-http": {
+    status: 400,
+    title: "What was sent is not HTTP/1.1 as it should be",
+    remedy: "Send it by an HTTP library; the connection is closed.",
+  },
+  "request-timeout": {
+    status: 408,
+    title: "The request took too long to arrive",
+    remedy: "Send it again, all of it at once.",
+  },
+  "headers-too-large": {
+    status: 431,
+    title: "The headers are too large",
+    remedy: "Send fewer or shorter ones, and what is long in the body.",
+  },
+  "not-acceptable": {
+    status: 406,
+    title: "The answer is a stream, which the request does not take",
+    remedy: "Send accept: text/event-stream.",
+  },
   "bad-media-type": {
     status: 415,
     title: "The body is of another type",

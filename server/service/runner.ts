@@ -64,22 +64,27 @@ const ofTenant = (store: KvStore, tenant: string): KvStore => {
   };
 };
 
+/** Longer than a request may take to arrive and to be admitted, ms. */
+const ARRIVING_MS = 600_000;
+
 const tracer = trace.getTracer("doublehull");
 
 export class Runner {
   readonly #parts: RunnerParts;
-  /** Runs under way, by tenant. */
-  readonly #running = new Map<string, number>();
-  readonly #ending = new AbortController();
+  /** Runs under way, each by what cancels it, of each tenant's incarnation. */
+  readonly #running = new Map<string, Set<AbortController>>();
+  /** Incarnations that are gone, of which a request may still be arriving. */
+  readonly #gone = new Set<string>();
   #draining = false;
-  #idle: (() => void) | undefined;
+  /** Those who wait for runs to end. */
+  #waiting: (() => void)[] = [];
 
   constructor(parts: RunnerParts) {
     this.#parts = parts;
   }
 
   get running(): number {
-    return [...this.#running.values()].reduce((sum, count) => sum + count, 0);
+    return [...this.#running.values()].reduce((sum, { size }) => sum + size, 0);
   }
 
   get draining(): boolean {
@@ -89,11 +94,23 @@ export class Runner {
   /** No run begins any more. Those under way may end by themselves for so long, then they are cancelled. */
   async drain(graceMs: number): Promise<void> {
     this.#draining = true;
-    if (this.running === 0) return;
-    const idle = new Promise<void>((resolve) => (this.#idle = resolve));
-    const timer = setTimeout(() => this.#ending.abort(), graceMs);
-    await idle;
+    const timer = setTimeout(() => {
+      for (const runs of this.#running.values()) for (const run of runs) run.abort();
+    }, graceMs);
+    while (this.running > 0) await this.#oneEnds();
     clearTimeout(timer);
+  }
+
+  /** Cancels the runs of a tenant that is gone, and lets no other begin; resolves when they have ended. */
+  async end(incarnation: string): Promise<void> {
+    this.#gone.add(incarnation);
+    setTimeout(() => this.#gone.delete(incarnation), ARRIVING_MS).unref();
+    for (const run of this.#running.get(incarnation) ?? []) run.abort();
+    while (this.#running.has(incarnation)) await this.#oneEnds();
+  }
+
+  #oneEnds(): Promise<void> {
+    return new Promise((resolve) => this.#waiting.push(resolve));
   }
 
   /**
@@ -120,22 +137,25 @@ export class Runner {
   }
 
   /** Whether one more run may be under way. */
-  hasRoom({ id, settings }: Tenant): boolean {
-    return (this.#running.get(id) ?? 0) < settings.quotas.concurrent;
+  hasRoom({ incarnation, settings }: Tenant): boolean {
+    return (this.#running.get(incarnation)?.size ?? 0) < settings.quotas.concurrent;
   }
 
   async #admitted(tenant: Tenant, request: RunRequest, context: RunContext): Promise<Outcome> {
     const { engine, limits, policy } = this.check(tenant, request);
-    const today = await this.#parts.usage.today(tenant.id);
+    const today = await this.#parts.usage.today(tenant);
     // From here to the count of this run nothing is awaited: no other run slips in between.
     if (this.#draining)
       throw new Problem("draining", "no run begins on this node any more", { retryAfterS: 5 });
-    const count = this.#running.get(tenant.id) ?? 0;
+    if (this.#gone.has(tenant.incarnation)) throw new Problem("unauthorized", "the tenant is gone");
+    const under = this.#running.get(tenant.incarnation) ?? new Set();
+    const count = under.size;
     withinDay(tenant, today, count);
     const { concurrent } = tenant.settings.quotas;
     if (count >= concurrent)
       throw new Problem("tenant-busy", `${count} runs are under way, and the tenant may have ${concurrent}`, { retryAfterS: 1 }); // prettier-ignore
-    this.#running.set(tenant.id, count + 1);
+    const cancel = new AbortController();
+    this.#running.set(tenant.incarnation, under.add(cancel));
     try {
       return await tracer.startActiveSpan("doublehull.run", async (span) => {
         span.setAttributes({
@@ -144,7 +164,8 @@ export class Runner {
           "doublehull.engine": engine,
         });
         try {
-          const outcome = await this.#execute(tenant, request, { engine, limits, policy }, context);
+          const signal = AbortSignal.any([context.signal, cancel.signal]);
+          const outcome = await this.#execute(tenant, request, { engine, limits, policy }, { ...context, signal }); // prettier-ignore
           span.setAttributes({
             "doublehull.status": outcome.status,
             "doublehull.cpu_ms": outcome.usage.cpuMs,
@@ -155,10 +176,9 @@ export class Runner {
         }
       });
     } finally {
-      const left = (this.#running.get(tenant.id) ?? 1) - 1;
-      if (left > 0) this.#running.set(tenant.id, left);
-      else this.#running.delete(tenant.id);
-      if (this.#draining && this.running === 0) this.#idle?.();
+      under.delete(cancel);
+      if (under.size === 0) this.#running.delete(tenant.incarnation);
+      for (const wake of this.#waiting.splice(0)) wake();
     }
   }
 
@@ -206,7 +226,7 @@ export class Runner {
         limits,
         grants,
         tenant: tenant.id,
-        signal: AbortSignal.any([signal, this.#ending.signal]),
+        signal,
         audit: (event) => audit.append({ ...callEvent(event), run: id }),
         ...(onLog === undefined ? {} : { onLog }),
       });
@@ -215,7 +235,7 @@ export class Runner {
         audit.append({ kind: "run", act: "refused", run: id, tenant: tenant.id, engine, script, code: asProblem(error).code }); // prettier-ignore
         throw error;
       });
-      usage.add(tenant.id, outcome);
+      usage.add(tenant, outcome);
       metrics.ran(engine, outcome);
       audit.append({
         kind: "run",

@@ -43,6 +43,7 @@ class RunStream {
   readonly #forget: () => void;
 
   constructor(
+    /** Its incarnation: one that is made anew does not find what was another's. */
     readonly tenant: string,
     forget: () => void,
   ) {
@@ -126,6 +127,7 @@ class RunStream {
 export class Streams {
   readonly #streams = new Map<string, RunStream>();
 
+  /** `tenant`: its incarnation. */
   open(id: string, tenant: string): RunStream {
     this.#makeRoom(tenant);
     if (this.#streams.size >= MAX_STREAMS)

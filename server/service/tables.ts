@@ -174,4 +174,10 @@ export const MIGRATIONS: readonly (readonly Statement[])[] = [
       postgres: `CREATE INDEX kv_expiring ON kv_entries (space, expires_ms, bytes) WHERE expires_ms IS NOT NULL`,
     },
   ],
+  [
+    // A tenant that is made anew with the id of one that is gone is another one: this tells them apart, in all that is
+    // kept in memory or ends late.
+    `ALTER TABLE tenants ADD COLUMN incarnation TEXT NOT NULL DEFAULT ''`,
+    `UPDATE tenants SET incarnation = id || '/' || created_ms`,
+  ],
 ];

@@ -44,10 +44,21 @@ const isStream = (reply: object): boolean => "sse" in reply;
 export function tenantRoutes(app: App, parts: ServiceParts): void {
   const { runner, streams, tenants, usage, idempotency, audit } = parts;
 
-  app.get("/healthz", { config: { open: true }, schema: { summary: "Whether the process lives", security: [] } }, () => ({ ok: true })); // prettier-ignore
+  // A monitor that is refused takes a node that is merely busy for a dead one, and whoever shares its address could see to that.
+  app.get(
+    "/healthz",
+    {
+      config: { open: true, rateLimit: false, pressureHandler: () => {} },
+      schema: { summary: "Whether the process lives", security: [] },
+    },
+    () => ({ ok: true }),
+  );
   app.get(
     "/readyz",
-    { config: { open: true }, schema: { summary: "Whether it takes requests", security: [] } },
+    {
+      config: { open: true, rateLimit: false },
+      schema: { summary: "Whether it takes requests: not when it is busy, either", security: [] },
+    },
     () => {
       const why = parts.unready();
       if (why !== undefined)
@@ -63,7 +74,7 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
     },
     async (request) => {
       const tenant = tenantOf(request);
-      const { runs, cpuSeconds } = await usage.today(tenant.id);
+      const { runs, cpuSeconds } = await usage.today(tenant);
       return {
         tenant: tenant.id,
         version: parts.version,
@@ -113,7 +124,7 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
       if (isStream(reply)) {
         if (once !== undefined)
           throw badField("idempotency-key", "is for an answer at once; a stream goes on with Last-Event-ID");
-        const stream = streams.open(id, tenant.id);
+        const stream = streams.open(id, tenant.incarnation);
         void runner
           .run(tenant, request.body, {
             id,
@@ -154,7 +165,7 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
       },
     },
     async (request, reply) => {
-      const stream = streams.get(request.params.id, tenantOf(request).id);
+      const stream = streams.get(request.params.id, tenantOf(request).incarnation);
       const header = request.headers["last-event-id"];
       const after = wholeNumber("last-event-id", typeof header === "string" ? header : undefined, 0, 2 ** 40);
       beginStream(reply);
@@ -165,7 +176,7 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
     "/v1/runs/:id",
     { schema: { summary: "Cancel a streamed run", tags: ["runs"], params: z.object({ id: z.string().max(64) }), response: nothing } }, // prettier-ignore
     async (request, reply) => {
-      streams.get(request.params.id, tenantOf(request).id).abort.abort();
+      streams.get(request.params.id, tenantOf(request).incarnation).abort.abort();
       return reply.code(204).send(null);
     },
   );

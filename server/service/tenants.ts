@@ -19,6 +19,8 @@ import type { ScriptContent, TenantSettings } from "./schemas.js";
 
 export interface Tenant {
   readonly id: string;
+  /** Begins with the id, and is no other tenant's, of one that is made anew with the same id neither. */
+  readonly incarnation: string;
   readonly settings: TenantSettings;
   readonly policy: Policy;
   /** The most that a run may have, and what it has when it does not ask. */
@@ -43,6 +45,7 @@ export interface Refusal {
 
 interface TenantRow {
   id: string;
+  incarnation: string;
   policy_json: string;
   revision: number;
 }
@@ -90,14 +93,14 @@ export class Tenants {
 
   /** What `put` would do. Throws Problem as it does. */
   async check(id: string, settings: TenantSettings): Promise<"created" | "changed"> {
-    this.#parse(id, settings);
+    this.#parse(id, "", settings);
     const known = await first(this.#db, "SELECT id FROM tenants WHERE id = ?", id);
     return known === undefined ? "created" : "changed";
   }
 
   /** Makes or changes a tenant. Throws Problem naming each field of the policy that is wrong. */
   async put(id: string, settings: TenantSettings): Promise<"created" | "changed"> {
-    this.#parse(id, settings);
+    this.#parse(id, "", settings);
     return this.#upsert(this.#db, id, settings);
   }
 
@@ -105,10 +108,11 @@ export class Tenants {
     const json = JSON.stringify(settings);
     const revision = await first<{ revision: number }>(
       queries,
-      `INSERT INTO tenants (id, name, policy_json, revision, created_ms) VALUES (?, ?, ?, 1, ?)
+      `INSERT INTO tenants (id, incarnation, name, policy_json, revision, created_ms) VALUES (?, ?, ?, ?, 1, ?)
         ON CONFLICT (id) DO UPDATE SET name = excluded.name, policy_json = excluded.policy_json, revision = tenants.revision + 1
         RETURNING revision`,
       id,
+      `${id}/${randomBytes(9).toString("base64url")}`,
       settings.name,
       json,
       this.#now(),
@@ -119,7 +123,7 @@ export class Tenants {
   async get(id: string): Promise<Tenant> {
     const row = await first<TenantRow>(
       this.#db,
-      "SELECT id, policy_json, revision FROM tenants WHERE id = ?",
+      "SELECT id, incarnation, policy_json, revision FROM tenants WHERE id = ?",
       id,
     );
     if (row === undefined) throw new Problem("not-found", `there is no tenant ${id}`);
@@ -130,11 +134,17 @@ export class Tenants {
     return this.#db.all(`SELECT id, name, created_ms AS "createdMs" FROM tenants ORDER BY id`);
   }
 
-  /** With everything that is the tenant's in the service's database and in its key-value store. `before` as in `addKey`. */
-  async remove(id: string, before: () => void): Promise<void> {
-    await this.#remove("tenants WHERE id = ?", [id], `tenant ${id}`, before);
+  /**
+   * With everything that is the tenant's in the service's database and in its key-value store. `before` as in `addKey`.
+   * `gone` is told its incarnation once nothing can begin for it any more, and resolves when what is under way has ended:
+   * until then that might write to the store.
+   */
+  async remove(id: string, before: () => void, gone: (incarnation: string) => Promise<void>): Promise<void> {
+    const row = await first<{ incarnation: string }>(this.#db, "SELECT incarnation FROM tenants WHERE id = ?", id); // prettier-ignore
+    const incarnation = row?.incarnation ?? "";
+    await this.#remove("tenants WHERE id = ? AND incarnation = ?", [id, incarnation], `tenant ${id}`, before);
     this.#parsed.delete(id);
-    // A tenant that is made anew with this id is another one.
+    await gone(incarnation);
     await this.#store.removeSpaces(`${id}/`);
   }
 
@@ -146,25 +156,25 @@ export class Tenants {
     if ((await this.#db.run(`DELETE FROM ${rows}`, ...values)) === 0) throw missing(); // by another in the same moment
   }
 
-  #tenant({ id, policy_json, revision }: TenantRow): Tenant {
+  #tenant({ id, incarnation, policy_json, revision }: TenantRow): Tenant {
     const known = this.#parsed.get(id);
-    if (known?.revision === revision) return known.tenant;
-    const tenant = this.#stored(id, JSON.parse(policy_json) as TenantSettings);
+    if (known?.revision === revision && known.tenant.incarnation === incarnation) return known.tenant;
+    const tenant = this.#stored(id, incarnation, JSON.parse(policy_json) as TenantSettings);
     this.#parsed.set(id, { revision, tenant });
     return tenant;
   }
 
   /** What was right when it was stored: this service may have started with less since. */
-  #stored(id: string, settings: TenantSettings): Tenant {
+  #stored(id: string, incarnation: string, settings: TenantSettings): Tenant {
     try {
-      return this.#parse(id, settings);
+      return this.#parse(id, incarnation, settings);
     } catch (cause) {
       const detail = `the policy of tenant ${id} is more than this service has now`;
       throw new Problem("host-cannot", detail, { retryAfterS: 60, cause });
     }
   }
 
-  #parse(id: string, settings: TenantSettings): Tenant {
+  #parse(id: string, incarnation: string, settings: TenantSettings): Tenant {
     let policy: Policy;
     try {
       policy = policyOf(settings.policy, "/");
@@ -183,7 +193,7 @@ export class Tenants {
     if (problems.length > 0) throw policyProblem(problems);
     const callbacks = callbackRulesProblem(settings.callbacks);
     if (callbacks !== undefined) throw badFields([callbacks]);
-    return { id, settings, policy, limits };
+    return { id, incarnation, settings, policy, limits };
   }
 
   /** What a policy that says nothing gets: the library's defaults, where the service has as much. */
@@ -254,7 +264,7 @@ export class Tenants {
     { id, settings }: { id: string; settings: TenantSettings },
     before: { tenant: () => void; key: (id: string, tenant: string | null) => void },
   ): Promise<{ key: string; adminKey: string } | undefined> {
-    this.#parse(id, settings);
+    this.#parse(id, "", settings);
     return this.#db.transaction(async (queries) => {
       // Whoever comes second waits here, and then finds the administrator.
       await queries.run("INSERT INTO service_facts (name, value) VALUES ('first-start', '') ON CONFLICT (name) DO UPDATE SET value = ''"); // prettier-ignore
@@ -275,7 +285,7 @@ export class Tenants {
       return { refused: authorization === undefined ? "missing" : "unknown", key: undefined };
     const row = await first<HolderRow>(
       this.#db,
-      `SELECT k.tenant, k.hash, k.expires_ms, t.policy_json, t.revision
+      `SELECT k.tenant, k.hash, k.expires_ms, t.incarnation, t.policy_json, t.revision
         FROM api_keys AS k LEFT JOIN tenants AS t ON t.id = k.tenant WHERE k.id = ?`,
       id,
     );

@@ -4,16 +4,19 @@
  */
 import type { Outcome } from "../outcome.js";
 import { first, type Database } from "./database.js";
+import type { Tenant } from "./tenants.js";
 
 const COLUMNS = ["runs", "ok", "cpu_us", "wall_us", "host_calls", "bytes_in", "bytes_out"] as const;
 type Counts = Record<(typeof COLUMNS)[number], number>;
 const FLUSH_MS = 1000;
 
+type Incarnate = Pick<Tenant, "id" | "incarnation">;
 const dayOf = (ms: number): string => new Date(ms).toISOString().slice(0, 10);
 
 export class UsageMeter {
   readonly #db: Database;
   readonly #now: () => number;
+  // A tenant is its incarnation here: one that is made anew has used nothing.
   /** Not yet written, by tenant and day. */
   #pending = new Map<string, { tenant: string; day: string; counts: Counts }>();
   /** On their way to the database. */
@@ -22,6 +25,8 @@ export class UsageMeter {
   readonly #written = new Map<string, { day: string; runs: number; cpu_us: number }>();
   readonly #timer: NodeJS.Timeout;
   #flushing: Promise<void> = Promise.resolve();
+  /** Begins and ends of writings: what was read across one may or may not have its counts. */
+  #turns = 0;
 
   /** `onFailure` hears why counts could not be written; they are kept and tried again. */
   constructor(db: Database, { now, onFailure }: { now: () => number; onFailure: (error: unknown) => void }) {
@@ -34,11 +39,17 @@ export class UsageMeter {
   }
 
   /** Runs and CPU seconds of the tenant's today, and seconds until tomorrow. */
-  async today(tenant: string): Promise<{ runs: number; cpuSeconds: number; leftS: number }> {
+  async today({
+    id,
+    incarnation: tenant,
+  }: Incarnate): Promise<{ runs: number; cpuSeconds: number; leftS: number }> {
     const day = dayOf(this.#now());
     let written = this.#written.get(tenant);
-    if (written?.day !== day) {
-      const row = await first<{ runs: number; cpu_us: number }>(this.#db, "SELECT runs, cpu_us FROM usage_days WHERE tenant = ? AND day = ?", tenant, day); // prettier-ignore
+    while (written?.day !== day) {
+      if (this.#writing.size > 0) await this.#flushing.catch(() => {}); // its own caller hears of it
+      const turn = this.#turns;
+      const row = await first<{ runs: number; cpu_us: number }>(this.#db, "SELECT runs, cpu_us FROM usage_days WHERE tenant = ? AND day = ?", id, day); // prettier-ignore
+      if (turn !== this.#turns) continue;
       written = { day, runs: row?.runs ?? 0, cpu_us: row?.cpu_us ?? 0 };
       this.#written.set(tenant, written);
     }
@@ -53,7 +64,7 @@ export class UsageMeter {
     };
   }
 
-  add(tenant: string, { status, usage }: Pick<Outcome, "status" | "usage">): void {
+  add({ incarnation: tenant }: Incarnate, { status, usage }: Pick<Outcome, "status" | "usage">): void {
     const day = dayOf(this.#now());
     const key = `${tenant}/${day}`;
     const entry = this.#pending.get(key) ?? { tenant, day, counts: zero() };
@@ -79,6 +90,7 @@ export class UsageMeter {
     if (batch.size === 0) return;
     this.#pending = new Map();
     this.#writing = batch;
+    this.#turns++;
     try {
       await this.#db.transaction(async (queries) => {
         // In order, or two nodes could each wait for a row of the other's.
@@ -88,7 +100,7 @@ export class UsageMeter {
           // A tenant that is gone has no bill.
           await queries.run(
             `INSERT INTO usage_days (tenant, day, ${COLUMNS.join(", ")})
-              SELECT id, ?, ?, ?, ?, ?, ?, ?, ? FROM tenants WHERE id = ?
+              SELECT id, ?, ?, ?, ?, ?, ?, ?, ? FROM tenants WHERE incarnation = ?
               ON CONFLICT (tenant, day) DO UPDATE SET ${COLUMNS.map((name) => `${name} = usage_days.${name} + excluded.${name}`).join(", ")}`,
             day,
             ...COLUMNS.map((name) => counts[name]),
@@ -105,11 +117,12 @@ export class UsageMeter {
       throw error;
     } finally {
       this.#writing = new Map();
+      this.#turns++;
     }
     for (const { tenant } of batch.values()) this.#written.delete(tenant);
   }
 
-  /** Days from `from` to `to`, both included, as "2030-01-31". */
+  /** Days of the tenant of this id from `from` to `to`, both included, as "2030-01-31". */
   async days(tenant: string, from: string, to: string) {
     await this.flush();
     const rows = await this.#db.all<Counts & { day: string }>(
