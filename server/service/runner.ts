@@ -52,9 +52,9 @@ export interface RunContext {
   onEvent?: (event: RunEvent) => void;
 }
 
-/** Tenant and namespace stay two things: no tenant's id has a slash. */
-const ofTenant = (store: KvStore, tenant: string): KvStore => {
-  const space = (namespace: string) => `${tenant}/${namespace}`;
+/** An incarnation begins with the tenant's id and a slash, which no id has: so no other tenant's space is within it. */
+const ofTenant = (store: KvStore, { incarnation }: Tenant): KvStore => {
+  const space = (namespace: string) => `${incarnation}/${namespace}`;
   return {
     get: (namespace, ...rest) => store.get(space(namespace), ...rest),
     set: (namespace, ...rest) => store.set(space(namespace), ...rest),
@@ -199,7 +199,7 @@ export class Runner {
       readText: () => Promise.reject(new Error("a tenant's secrets are stored ones")),
       files: this.#parts.files,
       sqlite: () => Promise.reject(new Error("a tenant's store is the service's")),
-      memory: () => ofTenant(this.#parts.store, tenant.id),
+      memory: () => ofTenant(this.#parts.store, tenant),
       ask: () => Promise.reject(new Error("nobody is there to be asked")),
       onEvent: (event) => onEvent?.(event),
     });

@@ -108,12 +108,13 @@ export class Jobs {
 
   /** Takes no more. Resolves when those under way are over: the runner's drain ends them. */
   async stop(): Promise<void> {
-    const { queue, table, node } = this.#parts;
+    const { queue, table, node, logger } = this.#parts;
     await queue.stop();
     this.#closing = true;
     await this.#look.stop();
     for (const id of this.#waiting.keys()) this.#changed(id);
-    await table.leave(node);
+    // Where that cannot be written, others find out by its silence.
+    await table.leave(node).catch((err: unknown) => logger.warn({ err }, "the node could not say that it leaves"));
   }
 
   // -- to accept --------------------------------------------------------------------------------------------------------
