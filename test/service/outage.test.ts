@@ -21,6 +21,13 @@ async function untilCalled(dir: string, runs: number): Promise<void> {
   const calling = () => audited(dir).flatMap((line) => (line["kind"] === "call" ? [line["run"]] : []));
   while (new Set(calling()).size < runs) await new Promise((resolve) => setImmediate(resolve));
 }
+/** A service with a tenant that has time. */
+async function startPatient(options: Parameters<typeof start>[0]): Promise<Running> {
+  const it = await start(options);
+  const policy = { limits: { wallMs: 20_000 }, grants: { kv: true } };
+  await it.admin("PUT", "/admin/v1/tenants/default", { body: { policy } });
+  return it;
+}
 /** Goes on until the store fails, then says so. */
 const persistent = {
   source: `export default async (i, env) => {
@@ -40,11 +47,9 @@ describeWith("PostgreSQL", "a service", () => {
   afterAll(() => server.stop());
 
   test("whose database is killed says so to its load balancer and to each client, and goes on when it is back", async () => {
-    const it = await start({ store: await server.database() });
+    const it = await startPatient({ store: await server.database() });
     const ready = () => it.ask("GET", "/readyz", { key: "" });
     const run = { source: "6 * 7", type: "script" };
-    const policy = { limits: { wallMs: 20_000 }, grants: { kv: true } };
-    await it.admin("PUT", "/admin/v1/tenants/default", { body: { policy } });
     expect((await it.ask("POST", "/v1/runs", { body: run })).status).toBe(200);
 
     const streamed = it.ask("POST", "/v1/runs", { body: persistent, headers: { accept: "text/event-stream" } }); // prettier-ignore
@@ -82,7 +87,7 @@ describeWith("PostgreSQL", "a service", () => {
 
   test("ends in order though its database is gone", async () => {
     const other = await startPostgres();
-    const it = await start({ store: await other.database() });
+    const it = await startPatient({ store: await other.database() });
     const asked = it.ask("POST", "/v1/runs", { body: persistent });
     await untilCalled(it.dir, 1);
     await other.kill();
@@ -96,7 +101,7 @@ describeWith("PostgreSQL", "a service", () => {
 
   test("goes on when another node is killed, and knows when what that one had under way is lost", async () => {
     const store = await server.database();
-    const it = await start({ store, node: "stays" });
+    const it = await startPatient({ store, node: "stays" });
     const data = temporaryDirectory();
     const other = command(
       ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--data", data, "--sealing-key", path.join(it.dir, "sealing.key"), "--node", "goes"],

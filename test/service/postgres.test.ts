@@ -36,7 +36,8 @@ describeWith("PostgreSQL", "two nodes on one database", () => {
     fs.rmSync(path.dirname(sealingKey), { recursive: true });
   });
 
-  const kvPolicy = { policy: { grants: { kv: true } } };
+  const limits = { wallMs: 15_000, cpuMs: 5000 };
+  const kvPolicy = { policy: { limits, grants: { kv: true } } };
   const runOn = (node: Running, body: object, more: object = {}) =>
     node.ask("POST", "/v1/runs", { body, ...more });
   /** A query beside the service. */
@@ -73,7 +74,7 @@ describeWith("PostgreSQL", "two nodes on one database", () => {
     await new Promise<void>((ready) => target.listen(0, "127.0.0.1", ready));
     const origin = `http://127.0.0.1:${(target.address() as AddressInfo).port}`;
     const inject = [{ host: "127.0.0.1", header: "authorization", scheme: "Bearer", secret: { env: "TOKEN" } }]; // prettier-ignore
-    const key = await a.tenant("secretive", { policy: { grants: { http: { allow: [`${origin}/*`], open: ["127.0.0.1/32"], inject } } } }); // prettier-ignore
+    const key = await a.tenant("secretive", { policy: { limits, grants: { http: { allow: [`${origin}/*`], open: ["127.0.0.1/32"], inject } } } }); // prettier-ignore
     await a.ask("PUT", "/v1/secrets/TOKEN", { key, body: { value: "of-both-nodes" } });
     const source = "export default async (url) => (await fetch(url)).text()";
     const answer = await runOn(b, { source, input: `${origin}/x`, grants: ["http"] }, { key });
@@ -85,7 +86,7 @@ describeWith("PostgreSQL", "two nodes on one database", () => {
 
   test("write to one key-value store: no update is lost, and no quota overrun", async () => {
     const grants = { kv: { quotaBytes: 3000, namespace: "n" }, counts: { type: "kv", namespace: "counts" } };
-    const key = await a.tenant("writers", { policy: { limits: { wallMs: 15_000, cpuMs: 5000 }, grants } });
+    const key = await a.tenant("writers", { policy: { limits, grants } });
     const count = "export default async (i, env) => { for (let n = 0; n < 25; n++) await env.counts.increment('n'); }"; // prettier-ignore
     const counted = [a, b, a, b].map((node) => runOn(node, { source: count, grants: ["counts"] }, { key }));
     for (const { body } of await Promise.all(counted)) expect(body.outcome.status).toBe("ok");
