@@ -3,65 +3,11 @@
  * installed in a process of its own, as a runtime would, and a sandbox is started there. Each call that the profile has
  * beyond a runtime's own is then left out, to see that it is needed.
  */
-import fs from "node:fs";
 import { describe, expect, test } from "vitest";
-import { SECCOMP, SECCOMP_DATA } from "#osjail/abi/linux";
-import { AUDIT_ARCH, SYSCALLS, X32_SYSCALL_BIT } from "#osjail/abi/syscalls";
-import {
-  answer,
-  argumentWords,
-  assemble,
-  encode,
-  label,
-  load,
-  test as compare,
-  type Line,
-} from "#osjail/bpf";
-import { hostArch } from "#osjail/libc.ffi";
+import { encode } from "#osjail/bpf";
 import { ENGINES } from "../engines.js";
+import { containerFilter } from "./container-profile.js";
 import { program } from "./program.js";
-
-/** As much of a profile as this one uses. Open Container Initiative, runtime-spec config-linux.md "Seccomp" */
-interface ContainerProfile {
-  defaultErrnoRet: number;
-  syscalls: { names: string[]; args?: { index: number; value: number; op: "SCMP_CMP_EQ" }[] }[];
-}
-
-const PROFILE: ContainerProfile = JSON.parse(
-  fs.readFileSync(new URL("../../server/deploy/seccomp.json", import.meta.url), "utf8"),
-);
-
-/** The program that a runtime installs for the profile, without the calls named. Other architectures' calls are killed. */
-function compiled(without: readonly string[]): number[] {
-  const arch = hostArch();
-  const numbers: Readonly<Record<string, number>> = SYSCALLS[arch];
-  const refused = answer(SECCOMP.RET_ERRNO + PROFILE.defaultErrnoRet);
-  const lines: Line[] = [
-    load(SECCOMP_DATA.arch),
-    compare("EQUAL", AUDIT_ARCH[arch], { yes: "native" }),
-    answer(SECCOMP.RET_KILL_PROCESS),
-    label("native"),
-    load(SECCOMP_DATA.nr),
-    compare("ANY_BIT", X32_SYSCALL_BIT, { no: "one by one" }),
-    answer(SECCOMP.RET_KILL_PROCESS),
-    label("one by one"),
-  ];
-  const names = new Set(PROFILE.syscalls.flatMap((rule) => rule.names));
-  for (const name of names) {
-    const nr = numbers[name];
-    if (nr === undefined || without.includes(name)) continue; // the other architecture's
-    lines.push(compare("EQUAL", nr, { no: `past ${name}` }));
-    const conditions = PROFILE.syscalls.filter((rule) => rule.names.includes(name)).map((rule) => rule.args);
-    if (!conditions.includes(undefined)) {
-      for (const [{ index, value }] of conditions as [{ index: number; value: number }][]) {
-        lines.push(load(argumentWords(index).low), compare("EQUAL", value, { yes: `allowed ${name}` }));
-      }
-      lines.push(refused, label(`allowed ${name}`));
-    }
-    lines.push(answer(SECCOMP.RET_ALLOW), label(`past ${name}`));
-  }
-  return [...encode(assemble([...lines, refused]))];
-}
 
 const module = (file: string) => JSON.stringify(new URL(`../../dist/${file}.js`, import.meta.url).href);
 
@@ -71,7 +17,7 @@ function contained(without: readonly string[], act: string) {
     const { Memory, sys, trySys } = await import(${module("osjail/libc.ffi")});
     const { ERRNO, SECCOMP } = await import(${module("osjail/abi/linux")});
     const { Sandbox } = await import(${module("server/index")});
-    const filter = new Memory(Uint8Array.from(${JSON.stringify(compiled(without))}));
+    const filter = new Memory(Uint8Array.from(${JSON.stringify([...encode(containerFilter(without))])}));
     const header = new Memory(SECCOMP.FPROG_SIZE);
     header.bytes.writeUInt16LE(filter.bytes.length / 8, 0);
     header.bytes.writeBigUInt64LE(BigInt(filter.address), SECCOMP.FPROG_FILTER_AT);
