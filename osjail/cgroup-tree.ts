@@ -10,6 +10,7 @@ import * as fs from "node:fs";
 import { LOCK } from "./abi/linux.js";
 import {
   CgroupError,
+  descendsFrom,
   errno,
   failed,
   isAlive,
@@ -96,11 +97,8 @@ export class CgroupTree {
     if (support.version === "v2") {
       const { dir } = support.base;
       const enable = `+memory +pids${support.cpu ? " +cpu" : ""}`;
-      if (support.move.length > 0) {
-        mkdir(`${dir}/${KEEPER_LEAF}`, "may exist");
-        for (const pid of support.move) writeOnce(`${dir}/${KEEPER_LEAF}/cgroup.procs`, String(pid), "ESRCH");
-      }
-      if (support.enable) writeOnce(`${dir}/cgroup.subtree_control`, enable);
+      if (support.move.length > 0) moveAside(dir, support.move, enable);
+      else if (support.enable) writeOnce(`${dir}/cgroup.subtree_control`, enable);
       this.#makeTop(dir);
       writeOnce(`${dir}/${this.name}/cgroup.subtree_control`, enable);
       if (cpuWeight !== undefined && support.cpu)
@@ -197,6 +195,27 @@ function basesOf(support: AvailableCgroups): Set<string> {
   if (support.version === "v2") return new Set([support.base.dir]);
   const { memory, pids, cpu } = support.base;
   return new Set(cpu === undefined ? [memory, pids] : [memory, pids, cpu]);
+}
+
+const MOVES = 20;
+
+/**
+ * Processes move into the leaf until the kernel takes the base for empty and enables the controllers. What they start
+ * while they move is still in the base: EBUSY, and another round. v2.rst, "No Internal Process Constraint"
+ */
+function moveAside(base: string, pids: readonly number[], enable: string): void {
+  mkdir(`${base}/${KEEPER_LEAF}`, "may exist");
+  let left = pids;
+  for (let rounds = 1; ; rounds++) {
+    for (const pid of left) writeOnce(`${base}/${KEEPER_LEAF}/cgroup.procs`, String(pid), "ESRCH");
+    try {
+      return writeRaw(`${base}/cgroup.subtree_control`, enable);
+    } catch (error) {
+      left = listPids(base).filter((pid) => descendsFrom(pid, pids, REAL_FILES));
+      if (errno(error) === "EBUSY" && rounds < MOVES) continue;
+      throw failed("cgroup-write", `write "${enable}" to`, `${base}/cgroup.subtree_control`, error);
+    }
+  }
 }
 
 /** Undoes what a delegated base needed, if no other keeper lives in it. Failing is harmless: the scope ends with us. */

@@ -179,8 +179,8 @@ function visibleChain(mount: Mount, path: string): { dirs: string[]; own: boolea
 /**
  * Where this process may make cgroups with memory and pids limits, or why it cannot; never a mix of v1 and v2.
  * v2 first, and only where the tree really has the controllers (a hybrid host mounts an empty v2 tree).
- * `ours` are the processes that may be moved aside when they are alone in a delegated v2 cgroup: the keeper, and
- * whoever started it in the same scope. Pure over `files`.
+ * `ours` are the processes that may be moved aside when they and what they started are alone in a delegated v2 cgroup:
+ * the keeper, and whoever started it in the same scope; other keepers of theirs may be on their way. Pure over `files`.
  */
 export function detectCgroups(
   files: FileView = REAL_FILES,
@@ -231,7 +231,7 @@ function detectV2(
       writable(nearest) &&
       files.isWritable(`${nearest}/cgroup.subtree_control`);
     const inside = delegated ? parsePids(files.readFile(`${nearest}/cgroup.procs`) ?? "") : [];
-    const others = inside.filter((pid) => !ours.includes(pid)).length;
+    const others = inside.filter((pid) => !descendsFrom(pid, ours, files)).length;
     if (delegated && others === 0) {
       const cpu = controllers.has("cpu");
       return { available: true, version: "v2", base: { dir: nearest }, cpu, enable: true, move: inside };
@@ -328,19 +328,28 @@ export interface Owner {
   pidNamespace: string;
 }
 
+/** Whether a process is one of `ours` or was started by one, directly or not, as far as its ancestors still live. */
+export function descendsFrom(pid: number, ours: readonly number[], files: FileView): boolean {
+  for (let at: number | undefined = pid; at !== undefined && at > 0;) {
+    if (ours.includes(at)) return true;
+    at = parseStat(files.readFile(`/proc/${at}/stat`) ?? "")?.parent;
+  }
+  return false;
+}
+
 /**
- * State (field 3) and start time (field 22) of /proc/PID/stat. man 5 proc_pid_stat. Field 2, the command's name in
+ * State (field 3), parent (field 4) and start time (field 22) of /proc/PID/stat. man 5 proc_pid_stat. Field 2, the command's name in
  * parentheses, is chosen by the process and may hold spaces and parentheses: only the *last* ")" ends it.
  */
-export function parseStat(text: string): { state: string; startTime: string } | undefined {
+export function parseStat(text: string): { state: string; parent: number; startTime: string } | undefined {
   const end = text.lastIndexOf(")");
   const fields = text
     .slice(end + 1)
     .trim()
     .split(/\s+/);
-  const [state, startTime] = [fields[0], fields[19]];
+  const [state, parent, startTime] = [fields[0], Number(fields[1]), fields[19]];
   if (end < 0 || state === undefined || startTime === undefined || !/^\d+$/.test(startTime)) return undefined;
-  return { state, startTime };
+  return { state, parent, startTime };
 }
 
 /** Inode of the pid namespace that this process is in. Throws cgroup-no-process where /proc does not tell. */

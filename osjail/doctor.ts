@@ -292,11 +292,17 @@ function namespaceFix({ layer, refused }: Attempt, host: Circumstances): string 
       "or sysctl kernel.apparmor_restrict_unprivileged_userns=0, or start as root."
     );
   }
+  if (host.root && refused === "id-map EPERM") {
+    return (
+      "Root without capabilities may not map its own id: start as another user, or add CAP_SETUID, CAP_SETGID, " +
+      "CAP_SETFCAP and CAP_DAC_OVERRIDE."
+    );
+  }
   if (refused.startsWith("clone ENOSYS") || host.container || host.root) {
     return (
       "A container's seccomp profile or AppArmor refuses it: Docker: --security-opt seccomp=PROFILE that allows " +
-      "clone3, mount and pivot_root (or =unconfined) and --security-opt apparmor=unconfined; Kubernetes: a " +
-      "seccompProfile of type Localhost, or hostUsers: false."
+      "clone3, mount, umount2, pivot_root and sethostname, and --security-opt apparmor=unconfined; Kubernetes: a " +
+      "seccompProfile of type Localhost. The repository has profiles in server/deploy."
     );
   }
   return undefined;

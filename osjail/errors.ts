@@ -13,7 +13,7 @@ export const JAIL_ERRORS = {
   namespace:
     "Check `doublehull doctor`: one of the pid, mount, net, ipc, uts or cgroup namespaces was refused.",
   "empty-root":
-    "Mounting in an own mount namespace was refused; a container needs mount(2) and pivot_root(2) allowed.",
+    "Mounting in an own mount namespace was refused: in a container allow mount(2), umount2(2) and pivot_root(2) in its seccomp profile, and mounts in its AppArmor profile.",
   landlock:
     "Landlock ABI 1 (Linux 5.13) is required: add landlock to the kernel's lsm= list and allow its three calls.",
   seccomp: "seccomp filters are required (CONFIG_SECCOMP_FILTER), and the container must allow seccomp(2).",

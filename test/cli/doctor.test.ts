@@ -89,6 +89,12 @@ describe("what doctor advises", () => {
     ],
     ["a limit of none", { ...plain, maxUserNamespaces: "0" }, "clone ENOSPC", /user\.max_user_namespaces/],
     ["Docker", { ...plain, root: true, container: true }, "clone ENOSYS", /seccomp=/],
+    [
+      "a container's root without capabilities",
+      { ...plain, root: true, container: true },
+      "id-map EPERM",
+      /another user.*CAP_SETFCAP/,
+    ],
     ["an unknown reason", plain, "clone EPERM", /unprivileged user namespaces/],
   ])("on %s", (_name, circumstances, how, advice) => {
     expect(fixOf("user-namespace", refused("user-namespace", how), circumstances)).toMatch(advice);

@@ -101,6 +101,34 @@ describe("detection on cgroup v2", () => {
     expect(refused).toHaveProperty("reason", expect.stringContaining("holds 1 other process"));
   });
 
+  it("moves aside what we have started, too, and nobody else", () => {
+    const stat = (pid: number, parent: number) => ({
+      [`/proc/${pid}/stat`]: `${pid} (node) S ${parent} ${"0 ".repeat(17)}9 0\n`,
+    });
+    const processes = { ...stat(70, 1), ...stat(77, 70), ...stat(78, 70), ...stat(79, 78), ...stat(80, 1) };
+    const tree = (inside: string) => ({
+      ...USER_SCOPE,
+      ...processes,
+      ...v2Dir(SCOPE, "memory pids", "", inside),
+    });
+    const detect = (inside: string, ours: number[]) => detectCgroups(fake(tree(inside), files(SCOPE)), ours);
+    expect(detect("70\n77\n78\n79\n", [77, 70])).toMatchObject({ available: true, move: [70, 77, 78, 79] });
+    expect(detect("70\n77\n78\n79\n", [70])).toMatchObject({ available: true });
+    expect(detect("70\n77\n78\n79\n", [77])).toMatchObject({ available: false });
+    expect(detect("70\n77\n80\n", [77, 70])).toHaveProperty(
+      "reason",
+      expect.stringContaining("holds 1 other"),
+    );
+    expect(detect("0\n70\n77\n", [77, 70])).toHaveProperty(
+      "reason",
+      expect.stringContaining("holds 1 other"),
+    ); // of another pid namespace
+    expect(detect("70\n77\n99\n", [77, 70])).toHaveProperty(
+      "reason",
+      expect.stringContaining("holds 1 other"),
+    ); // has just ended
+  });
+
   it("uses the delegated scope again from the leaf into which an earlier keeper moved everyone", () => {
     const tree = {
       ...USER_SCOPE,
@@ -292,7 +320,7 @@ describe("owner names", () => {
       "((()",
       "\n)",
     ]) {
-      expect(parseStat(`31 (${comm}) ${after}\n`)).toEqual({ state: "S", startTime: "4242" });
+      expect(parseStat(`31 (${comm}) ${after}\n`)).toEqual({ state: "S", parent: 0, startTime: "4242" });
       const files = fake({ "/proc/31/stat": `31 (${comm}) ${after}\n` });
       expect(ownerName(31, files, "4026531836")).toBe("doublehull-31-4242-4026531836");
     }

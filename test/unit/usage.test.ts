@@ -27,6 +27,7 @@ function slow() {
       await later("write", undefined); // it is there, and nobody has been told yet
       return result;
     },
+    failure: undefined,
     close: () => Promise.resolve(),
   };
   const release = async (what: "read" | "write") => {

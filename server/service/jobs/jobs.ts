@@ -114,7 +114,9 @@ export class Jobs {
     await this.#look.stop();
     for (const id of this.#waiting.keys()) this.#changed(id);
     // Where that cannot be written, others find out by its silence.
-    await table.leave(node).catch((err: unknown) => logger.warn({ err }, "the node could not say that it leaves"));
+    await table
+      .leave(node)
+      .catch((err: unknown) => logger.warn({ err }, "the node could not say that it leaves"));
   }
 
   // -- to accept --------------------------------------------------------------------------------------------------------
