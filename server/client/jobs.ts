@@ -73,7 +73,7 @@ export const jobsOf = (service: Connection) => ({
    * The job when it has ended: done, failed or cancelled. Lost connections and a service that is busy or being replaced are
    * outlasted for about a minute at a time.
    *
-   * @throws ServiceError `not-found`, also if it was removed meanwhile; `no-answer` or the service's refusal, after twelve
+   * @throws ServiceError `not-found`, also if it was removed meanwhile; `no-answer` or the service's refusal, after sixteen
    *   tries in vain
    */
   wait: (id: string, options: JobCallOptions = {}): Promise<Job> => waited(service, id, options),

@@ -5,9 +5,9 @@
 import { passing, pause, ServiceError } from "./connection.js";
 
 /** Tries without an answer between them, and the wait before the first, which doubles, ms. */
-const TRIES = 12;
+const TRIES = 16;
 const FIRST_WAIT_MS = 100;
-const LONGEST_WAIT_MS = 10_000;
+const LONGEST_WAIT_MS = 5000;
 /** A service that asks for a longer wait is not waited for: whoever called decides. */
 const LONGEST_RETRY_AFTER_S = 60;
 
