@@ -1,7 +1,8 @@
 /**
  * The HTTP service for programs: `doublehull/client`. Its types are those of the service's schemas, and only the types: at
  * run time it loads nothing of the service, of Node or of a package, so that it works wherever there is a global fetch.
- * A request that may have begun something is never sent twice; a stream is gone on with where it was.
+ * A request that may have begun something is never sent twice, unless a key makes the two one; a stream is gone on with
+ * where it was.
  */
 import type { z } from "zod";
 import {
@@ -11,21 +12,47 @@ import {
   eventsOf,
   isObject,
   parsed,
+  passing,
   pause,
   ServiceError,
   type ClientOptions,
 } from "./client/connection.js";
 import type { ServerSentEvent } from "./client/event-stream.js";
-import { decodeValue, ValueError } from "./client/values.js";
+import { batchesOf, jobsOf, schedulesOf, type Batches, type Jobs, type Schedules } from "./client/jobs.js";
+import { outcomeOf, valueOf, type Outcome } from "./client/outcomes.js";
 import type * as schemas from "./service/schemas.js";
 
+export {
+  CallbackError,
+  verifyCallback,
+  type CallbackErrorCode,
+  type CallbackEvent,
+  type CallbackHeaders,
+  type VerifyOptions,
+} from "./client/callbacks.js";
 export { ServiceError, type ClientOptions, type ServiceErrorCode } from "./client/connection.js";
+export type {
+  Batch,
+  Batches,
+  BatchRequest,
+  Job,
+  JobCallOptions,
+  JobEvent,
+  JobRequest,
+  Jobs,
+  JobState,
+  MadeBatch,
+  Schedule,
+  Schedules,
+  ScheduleSettings,
+  SubmitOptions,
+  WhichJobs,
+} from "./client/jobs.js";
+export type { Outcome } from "./client/outcomes.js";
 export { decodeValue, ValueError } from "./client/values.js";
 export type { ProblemDocument } from "./service/problems.js";
 
 export type RunRequest = z.input<typeof schemas.runRequest>;
-/** What became of a run; `value` is decoded: a Map is a Map. */
-export type Outcome = z.output<typeof schemas.outcome>;
 export type LogEntry = z.output<typeof schemas.logEntry>;
 export type ScriptContent = z.input<typeof schemas.scriptContent>;
 export type StoredScript = z.output<typeof schemas.storedScript>;
@@ -73,10 +100,18 @@ const PAGE = 100;
 /** What a tenant can do. */
 export class Client {
   readonly #service: Connection;
+  /** Runs that outlive connections. */
+  readonly jobs: Jobs;
+  readonly batches: Batches;
+  /** Jobs that begin by the clock. */
+  readonly schedules: Schedules;
 
   /** Throws TypeError naming the option that is wrong. */
   constructor(options: ClientOptions) {
     this.#service = new Connection(options);
+    this.jobs = jobsOf(this.#service);
+    this.batches = batchesOf(this.#service);
+    this.schedules = schedulesOf(this.#service);
   }
 
   /** What this key may do: limits, grants, quotas. */
@@ -255,10 +290,6 @@ async function usageOf(service: Connection, path: string[], { from, to }: Days):
   return (await service.json<{ days: UsageDay[] }>({ method: "GET", path, query: { from, to } })).days;
 }
 
-/** Whether a stream may be gone on with after it: the network's, or a node that is busy or being replaced. */
-const passing = ({ code, status }: ServiceError): boolean =>
-  code === "no-answer" || [429, 502, 503, 504].includes(status);
-
 /** An event's number. They count up by one, but for a gap, which names the last that is missing. */
 function numberOf({ id, event }: ServerSentEvent, last: number): number {
   const at = /^\d{1,15}$/.test(id) ? Number(id) : NaN;
@@ -292,17 +323,6 @@ function runEvent(run: string, { event: type, data: text }: ServerSentEvent): Ru
 }
 
 function resultOf({ id, outcome }: { id?: unknown; outcome?: unknown }): RunResult {
-  if (typeof id !== "string" || !isObject(outcome) || typeof outcome["status"] !== "string")
-    throw badAnswer("the answer holds no outcome: is this the service?");
-  const { status } = outcome;
-  const whole = status === "ok" ? { ...outcome, value: valueOf(outcome["value"]) } : outcome;
-  return { id, outcome: whole as Outcome };
-}
-
-function valueOf(plain: unknown): unknown {
-  try {
-    return decodeValue(plain);
-  } catch (cause) {
-    throw cause instanceof ValueError ? badAnswer(cause.message, 200, cause) : cause;
-  }
+  if (typeof id !== "string") throw badAnswer("the answer does not name its run: is this the service?");
+  return { id, outcome: outcomeOf(outcome) };
 }

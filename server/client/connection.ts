@@ -154,6 +154,10 @@ export const isObject = (value: unknown): value is Record<string, unknown> =>
 export const badAnswer = (message: string, status = 200, cause?: unknown): ServiceError =>
   new ServiceError("bad-answer", message, { status, cause });
 
+/** Whether it may be gone on with after it: the network's trouble, or a node that is busy or being replaced. */
+export const passing = ({ code, status }: ServiceError): boolean =>
+  code === "no-answer" || [429, 502, 503, 504].includes(status);
+
 /** Who aborts gets its own reason, as from fetch. */
 function lost(message: string, cause: unknown, signal: AbortSignal | undefined): ServiceError {
   signal?.throwIfAborted();

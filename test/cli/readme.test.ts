@@ -1,5 +1,7 @@
 import { execFile } from "node:child_process";
 import fs from "node:fs";
+import http from "node:http";
+import type { AddressInfo } from "node:net";
 import path from "node:path";
 import { promisify } from "node:util";
 import { describe, expect, test } from "vitest";
@@ -205,22 +207,15 @@ describe("the command lines of the README's Capabilities", () => {
 });
 
 describe("the README's service", () => {
-  const service = /^## The service\n[^]*?(?=^## )/m.exec(readme)?.[0] ?? "";
+  const whole = /^## The service\n[^]*?(?=^## )/m.exec(readme)?.[0] ?? "";
+  const jobs = /^### Jobs\n[^]*/m.exec(whole)?.[0] ?? "";
+  const service = whole.replace(jobs, "");
 
-  test("its requests do what it says", async () => {
-    const [serving = "", ...requests] = blocks("sh", service);
-    expect(serving).toBe("npx doublehull serve\n");
-    expect(requests.length).toBe(3);
-    using dir = folder({});
-    const server = start([
-      "serve",
-      "--data",
-      path.join(dir.path, "data"),
-      "--listen",
-      "0",
-      "--admin-listen",
-      "0",
-    ]);
+  /** One that serves, and how to do with it what the README does; ends with `end`, which resolves to the exit code. */
+  async function begin() {
+    const dir = folder({});
+    const anywhere = ["--listen", "0", "--admin-listen", "0"];
+    const server = start(["serve", "--data", path.join(dir.path, "data"), ...anywhere]);
     const ended = finished(server);
     const greeting = await new Promise<string>((resolve) => {
       let text = "";
@@ -236,10 +231,42 @@ describe("the README's service", () => {
       ADMIN_KEY: found(/administrator +(dh_\S+)/),
     };
     const [address, admin] = [found(/runs +(http:\S+?)\/v1/), found(/administration (http:\S+?)\/docs/)];
-    const text = requests.join("echo\n").replaceAll("http://127.0.0.1:7070", address).replaceAll("http://127.0.0.1:7071", admin); // prettier-ignore
-    const { stdout } = await promisify(execFile)("bash", ["-euc", text], { env });
-    const answers = stdout.replaceAll("}{", "}\n{").trim().split("\n").map((line) => JSON.parse(line) as Record<string, never>); // prettier-ignore
-    expect(answers).toMatchObject([
+    let closing: Promise<number | null> | undefined;
+    const end = () =>
+      (closing ??= (async () => {
+        server.kill("SIGTERM");
+        const { code } = await ended;
+        dir[Symbol.dispose]();
+        return code;
+      })());
+    const here = (text: string) =>
+      text.replaceAll("http://127.0.0.1:7070", address).replaceAll("http://127.0.0.1:7071", admin);
+    return {
+      address,
+      admin,
+      env,
+      /** What the lines of a shell print. */
+      async shell(text: string, more: Record<string, string> = {}): Promise<string> {
+        return (await promisify(execFile)("bash", ["-euc", here(text)], { env: { ...env, ...more } })).stdout;
+      },
+      async program(code: string, more: Record<string, string> = {}): Promise<string> {
+        const args = ["--input-type=module", "-e", here(code)];
+        return (await promisify(execFile)(process.execPath, args, { env: { ...env, ...more }, cwd: root }))
+          .stdout;
+      },
+      end,
+      [Symbol.asyncDispose]: async () => void (await end()),
+    };
+  }
+  const parsed = (text: string) =>
+    text.replaceAll("}{", "}\n{").trim().split("\n").map((line) => JSON.parse(line) as Record<string, never>); // prettier-ignore
+
+  test("its requests do what it says", async () => {
+    const [serving = "", ...requests] = blocks("sh", service);
+    expect(serving).toBe("npx doublehull serve\n");
+    expect(requests.length).toBe(3);
+    await using it = await begin();
+    expect(parsed(await it.shell(requests.join("echo\n")))).toMatchObject([
       { outcome: { status: "ok", value: 1 } },
       { name: "greet", version: 1 },
       { outcome: { status: "ok", value: "hello Ada" } },
@@ -248,10 +275,78 @@ describe("the README's service", () => {
     ]);
     const [program = "", ...others] = blocks("ts", service);
     expect(others).toEqual([]);
-    const ours = { env, cwd: root };
-    const ran = await promisify(execFile)(process.execPath, ["--input-type=module", "-e", program.replace("http://127.0.0.1:7070", address)], ours); // prettier-ignore
-    expect(ran.stdout).toBe("hello Ada\nworking\nok\n");
-    server.kill("SIGTERM");
-    expect((await ended).code).toBe(0);
+    expect(await it.program(program)).toBe("hello Ada\nworking\nok\n");
+    expect(await it.end()).toBe(0);
+  });
+
+  test("its jobs do what it says", async () => {
+    const [submit = "", look = "", many = "", callback = "", ...others] = blocks("sh", jobs);
+    expect(others).toEqual([]);
+    await using it = await begin();
+    await it.shell(blocks("sh", service)[2] ?? ""); // stores the script that jobs name
+
+    const first = parsed(await it.shell(submit));
+    expect(first).toMatchObject([{ state: "queued", attempt: 0, attempts: 3 }]);
+    expect(parsed(await it.shell(submit))).toEqual(first); // once, for its key
+    const JOB = String(first[0]?.["id"]);
+    const [wait = "", events = "", cancel = "", ...none] = look.trim().split("\n");
+    expect(none).toEqual([]);
+    const done = { id: JOB, state: "done", outcome: { status: "ok", value: 42 } };
+    expect(parsed(await it.shell(wait, { JOB }))).toMatchObject([done]);
+    expect(await it.shell(events, { JOB })).toMatch(
+      /event: attempt\n[^]*event: log\ndata: .*"at"[^]*event: job\n/,
+    );
+    expect(parsed(await it.shell(cancel, { JOB }))).toMatchObject([done]);
+
+    const [batch, schedule] = parsed(await it.shell(many));
+    expect(batch).toMatchObject({ jobs: [expect.any(String), expect.any(String)] });
+    expect(schedule).toMatchObject({ name: "mornings", lastJob: null, nextMs: expect.any(Number) });
+
+    const got = await received(async (url) => {
+      // Where the README has an address of the public web, a receiver on this machine, which an administrator lets be called.
+      const tenant = `${it.admin}/admin/v1/tenants/default`;
+      const headers = { authorization: `Bearer ${it.env.ADMIN_KEY}`, "content-type": "application/json" };
+      const callbacks = { allow: [url], open: ["127.0.0.1/32"] };
+      expect((await fetch(tenant, { method: "PUT", headers, body: JSON.stringify({ callbacks }) })).status).toBe(200); // prettier-ignore
+      const told = callback.replace("https://app.example.com/hook", url);
+      expect(told).not.toBe(callback);
+      return (await it.shell(`${told}\necho; echo "$HOOK"`)).trim().split("\n").at(-1) ?? "";
+    });
+    const [program = "", ...more] = blocks("ts", jobs);
+    expect(more).toEqual([]);
+    const before = `import { Client, verifyCallback } from "doublehull/client";
+      const client = new Client({ baseUrl: "http://127.0.0.1:7070", apiKey: process.env["KEY"] ?? "" });
+      const { headers, body } = JSON.parse(process.env["RECEIVED"]);
+      const request = { headers };`;
+    const env = { HOOK: got.value, RECEIVED: JSON.stringify({ headers: got.headers, body: got.body }) };
+    expect(await it.program(before + program, env)).toMatch(
+      /^done job\.done \{\s+status: 'ok',\s+value: 'hello Ada',/,
+    );
+    const forged = { ...env, HOOK: "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw" };
+    await expect(it.program(before + program, forged)).rejects.toThrow("CallbackError");
+    expect(await it.end()).toBe(0);
   });
 });
+
+/** What a server on this machine is sent, once `begin` has had it sent there; and what that resolves to. */
+async function received(begin: (url: string) => Promise<string>) {
+  const server = http.createServer();
+  await new Promise<void>((ready) => server.listen(0, "127.0.0.1", ready));
+  const request = new Promise<{ headers: http.IncomingHttpHeaders; body: string }>((resolve) => {
+    server.once("request", (request, response) => {
+      let body = "";
+      request.setEncoding("utf8").on("data", (chunk: string) => (body += chunk));
+      request.on("end", () => {
+        response.end();
+        resolve({ headers: request.headers, body });
+      });
+    });
+  });
+  try {
+    const value = await begin(`http://127.0.0.1:${(server.address() as AddressInfo).port}/hook`);
+    return { value, ...(await request) };
+  } finally {
+    server.closeAllConnections();
+    server.close();
+  }
+}

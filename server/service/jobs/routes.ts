@@ -7,7 +7,7 @@ import { idempotencyKey } from "../idempotency.js";
 import { Problem } from "../problems.js";
 import { nothing, problems, scriptName } from "../schemas.js";
 import type { Tenant } from "../tenants.js";
-import { batch, batchRequest, job, JOB_STATES, jobRequest, schedule, scheduleSettings, type Job, type JobRequest } from "./schemas.js"; // prettier-ignore
+import { batch, batchRequest, job, JOB_STATES, jobRequest, madeBatch, schedule, scheduleSettings, type Job, type JobRequest } from "./schemas.js"; // prettier-ignore
 
 const MAX_PAGE = 1000;
 const seconds = z.string().max(10).optional().describe("Seconds to wait for the end, up to 60.");
@@ -141,7 +141,7 @@ export function jobRoutes(app: App, parts: ServiceParts): void {
         summary: "Accept many jobs, all of them or none",
         tags,
         body: batchRequest,
-        response: { 202: z.object({ id: z.string(), jobs: z.array(z.string()) }), ...problems },
+        response: { 202: madeBatch, ...problems },
       },
     },
     async (request, reply) => {

@@ -100,6 +100,7 @@ export const job = z
   .meta({ id: "Job" });
 export type Job = z.output<typeof job>;
 
+export const madeBatch = z.object({ id: z.string(), jobs: z.array(z.string()) });
 export const batch = z
   .object({ id: z.string(), total: z.number(), counts: z.record(jobState, z.number()) })
   .meta({ id: "Batch" });
