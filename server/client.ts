@@ -1,7 +1,8 @@
 /**
  * The HTTP service for programs: `doublehull/client`. Its types are those of the service's schemas, and only the types: at
  * run time it loads nothing of the service, of Node or of a package, so that it works wherever there is a global fetch.
- * A request that may have begun something is never sent twice; a stream is gone on with where it was.
+ * A request that may have begun something is never sent twice, unless it has a key by which the service knows it again; a
+ * stream is gone on with where it was.
  */
 import type { z } from "zod";
 import {
@@ -15,11 +16,17 @@ import {
   ServiceError,
   type ClientOptions,
 } from "./client/connection.js";
+import { checkKey, passing, patiently } from "./client/retries.js";
 import type { ServerSentEvent } from "./client/event-stream.js";
 import { decodeValue, ValueError } from "./client/values.js";
 import type * as schemas from "./service/schemas.js";
 
-export { ServiceError, type ClientOptions, type ServiceErrorCode } from "./client/connection.js";
+export {
+  AnswerLostError,
+  ServiceError,
+  type ClientOptions,
+  type ServiceErrorCode,
+} from "./client/connection.js";
 export { decodeValue, ValueError } from "./client/values.js";
 export type { ProblemDocument } from "./service/problems.js";
 
@@ -56,6 +63,15 @@ export type RunEvent = { /** The run's id, for `cancel`. */ run: string } & (
 export interface CallOptions {
   /** Ends the request, which rejects with the signal's reason. A run that it began is cancelled. */
   signal?: AbortSignal | undefined;
+}
+
+export interface RunOptions extends CallOptions {
+  /**
+   * 1 to 255 visible ASCII characters, new for each new run. With it the run happens once, though the request is sent again
+   * where the connection was lost or the service is busy: up to 15 times, within two minutes of the first failure. The run
+   * goes on when `signal` ends the request.
+   */
+  idempotencyKey?: string | undefined;
 }
 
 /** Days such as "2030-01-31", UTC; the last 30 if absent. */
@@ -97,12 +113,14 @@ export class Client {
    * Runs a script and waits. `input` is written by JSON.stringify.
    *
    * @throws ServiceError for what is wrong with the request or the service, never for what the script does; with code
-   *   `no-answer` it may have run
+   *   `no-answer` it may have run; AnswerLostError if it is not known what became of one with an `idempotencyKey`
    */
-  async run(request: RunRequest, { signal }: CallOptions = {}): Promise<RunResult> {
-    return resultOf(
-      await this.#service.json({ method: "POST", path: ["v1", "runs"], body: request, signal }),
-    );
+  async run(request: RunRequest, { signal, idempotencyKey }: RunOptions = {}): Promise<RunResult> {
+    const call = { method: "POST", path: ["v1", "runs"], body: request, signal } as const;
+    if (idempotencyKey === undefined) return resultOf(await this.#service.json(call));
+    checkKey(idempotencyKey);
+    const headers = { "idempotency-key": idempotencyKey };
+    return resultOf(await patiently(() => this.#service.json({ ...call, headers }), signal));
   }
 
   /**
@@ -254,10 +272,6 @@ const tenantPath = (id: string): string[] => ["admin", "v1", "tenants", id];
 async function usageOf(service: Connection, path: string[], { from, to }: Days): Promise<UsageDay[]> {
   return (await service.json<{ days: UsageDay[] }>({ method: "GET", path, query: { from, to } })).days;
 }
-
-/** Whether a stream may be gone on with after it: the network's, or a node that is busy or being replaced. */
-const passing = ({ code, status }: ServiceError): boolean =>
-  code === "no-answer" || [429, 502, 503, 504].includes(status);
 
 /** An event's number. They count up by one, but for a gap, which names the last that is missing. */
 function numberOf({ id, event }: ServerSentEvent, last: number): number {
