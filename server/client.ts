@@ -1,8 +1,8 @@
 /**
  * The HTTP service for programs: `doublehull/client`. Its types are those of the service's schemas, and only the types: at
  * run time it loads nothing of the service, of Node or of a package, so that it works wherever there is a global fetch.
- * A request that may have begun something is never sent twice, unless a key makes the two one; a stream is gone on with
- * where it was.
+ * A request that may have begun something is never sent twice, unless it has a key by which the service knows it again; a
+ * stream is gone on with where it was.
  */
 import type { z } from "zod";
 import {
@@ -19,6 +19,7 @@ import {
 } from "./client/connection.js";
 import type { ServerSentEvent } from "./client/event-stream.js";
 import { batchesOf, jobsOf, schedulesOf, type Batches, type Jobs, type Schedules } from "./client/jobs.js";
+import { checkKey, patiently } from "./client/patience.js";
 import { outcomeOf, valueOf, type Outcome } from "./client/outcomes.js";
 import type * as schemas from "./service/schemas.js";
 
@@ -30,7 +31,12 @@ export {
   type CallbackHeaders,
   type VerifyOptions,
 } from "./client/callbacks.js";
-export { ServiceError, type ClientOptions, type ServiceErrorCode } from "./client/connection.js";
+export {
+  AnswerLostError,
+  ServiceError,
+  type ClientOptions,
+  type ServiceErrorCode,
+} from "./client/connection.js";
 export type {
   Batch,
   Batches,
@@ -85,6 +91,15 @@ export interface CallOptions {
   signal?: AbortSignal | undefined;
 }
 
+export interface RunOptions extends CallOptions {
+  /**
+   * 1 to 255 visible ASCII characters, new for each new run. With it the run happens once, though the request is sent again
+   * where the connection was lost or the service is busy: up to 15 times, within two minutes of the first failure. The run
+   * goes on when `signal` ends the request.
+   */
+  idempotencyKey?: string | undefined;
+}
+
 /** Days such as "2030-01-31", UTC; the last 30 if absent. */
 export interface Days {
   from?: string | undefined;
@@ -132,12 +147,14 @@ export class Client {
    * Runs a script and waits. `input` is written by JSON.stringify.
    *
    * @throws ServiceError for what is wrong with the request or the service, never for what the script does; with code
-   *   `no-answer` it may have run
+   *   `no-answer` it may have run; AnswerLostError if it is not known what became of one with an `idempotencyKey`
    */
-  async run(request: RunRequest, { signal }: CallOptions = {}): Promise<RunResult> {
-    return resultOf(
-      await this.#service.json({ method: "POST", path: ["v1", "runs"], body: request, signal }),
-    );
+  async run(request: RunRequest, { signal, idempotencyKey }: RunOptions = {}): Promise<RunResult> {
+    const call = { method: "POST", path: ["v1", "runs"], body: request, signal } as const;
+    if (idempotencyKey === undefined) return resultOf(await this.#service.json(call));
+    checkKey(idempotencyKey);
+    const headers = { "idempotency-key": idempotencyKey };
+    return resultOf(await patiently(() => this.#service.json({ ...call, headers }), signal));
   }
 
   /**

@@ -22,7 +22,7 @@ export type ServiceErrorCode = ProblemCode | "no-answer" | "bad-answer" | (strin
 
 /** A request that was not answered as it should be. What a script does is never one: that is an outcome. */
 export class ServiceError extends Error {
-  override readonly name = "ServiceError";
+  override readonly name: string = "ServiceError";
   /** Of HTTP; 0 if there was no answer. */
   readonly status: number;
   /** What the service says of it (RFC 9457): `remedy`, and in `errors` the fields that are wrong. */
@@ -48,8 +48,17 @@ export class ServiceError extends Error {
 
   static of(problem: ProblemDocument, retryAfterS?: number): ServiceError {
     const { code, title, detail, remedy } = problem;
-    return new ServiceError(code, `${title}: ${detail}. ${remedy}`, { problem, retryAfterS });
+    const Kind = code === "idempotency-lost" ? AnswerLostError : ServiceError;
+    return new Kind(code, `${title}: ${detail}. ${remedy}`, { problem, retryAfterS });
   }
+}
+
+/**
+ * A run with an idempotency key was begun, and what became of it is not known: the service ended in the middle of it, or had
+ * no room to keep the answer. Find out by what the run does; asked again with the same key, this is the answer again.
+ */
+export class AnswerLostError extends ServiceError {
+  override readonly name = "AnswerLostError";
 }
 
 export interface Call {

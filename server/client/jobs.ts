@@ -6,10 +6,10 @@
 import type { z } from "zod";
 import type * as schemas from "../service/jobs/schemas.js";
 import type { logEntry } from "../service/schemas.js";
-import { badAnswer, eventsOf, isObject, parsed, passing, pause, ServiceError, type Call, type Connection } from "./connection.js"; // prettier-ignore
+import { badAnswer, eventsOf, isObject, parsed, pause, ServiceError, type Call, type Connection } from "./connection.js"; // prettier-ignore
 import type { ServerSentEvent } from "./event-stream.js";
 import { outcomeOf, valueOf } from "./outcomes.js";
-import { Patience, waitBefore } from "./patience.js";
+import { checkKey, Patience, patiently, waitBefore } from "./patience.js";
 
 export type JobRequest = z.input<typeof schemas.jobRequest>;
 /** A job as it is now; `outcome.value` is decoded: a Map is a Map. */
@@ -143,16 +143,9 @@ async function submitted<Answer extends object>(
 ): Promise<Answer> {
   const call: Call = { method: "POST", path, body, signal };
   if (idempotencyKey === undefined) return service.json<Answer>(call);
-  if (typeof idempotencyKey !== "string" || !/^[\x21-\x7e]{1,255}$/.test(idempotencyKey))
-    throw new TypeError("idempotencyKey must be 1 to 255 visible ASCII characters");
-  const patience = new Patience(signal);
-  for (;;) {
-    try {
-      return await service.json<Answer>({ ...call, headers: { "idempotency-key": idempotencyKey } });
-    } catch (error) {
-      await patience.outlast(error, (it) => passing(it) || it.code === "idempotency-busy");
-    }
-  }
+  checkKey(idempotencyKey);
+  const headers = { "idempotency-key": idempotencyKey };
+  return patiently(() => service.json<Answer>({ ...call, headers }), signal);
 }
 
 async function waited(service: Connection, id: string, { signal }: JobCallOptions): Promise<Job> {

@@ -362,15 +362,16 @@ describe("answers that no service gives", () => {
     const { jobs, asked } = scripted(gone, () => problem(503, { "retry-after": "40" }), () => new Response("", { status: 502 }), says(job({ state: "done" }))); // prettier-ignore
     expect(await inMinutes(0.5, () => jobs.wait("j"))).toBe("waits");
     expect(asked).toHaveLength(2);
-    await vi.advanceTimersByTimeAsync(15_000);
+    await vi.advanceTimersByTimeAsync(25_000);
     expect(asked).toHaveLength(4);
     expect(asked[0]?.url).toBe("http://service.invalid/v1/jobs/j?wait=30");
   });
 
-  test("a wait without any answer ends after sixteen tries more; with answers between them it goes on", async () => {
+  test("a wait without any answer ends after fifteen tries, or two minutes; with answers between them it goes on", async () => {
     const silent = scripted(gone);
     expect(await inMinutes(2, () => silent.jobs.wait("j"))).toMatchObject({ code: "no-answer" });
-    expect(silent.asked).toHaveLength(17);
+    expect(silent.asked.length).toBeLessThanOrEqual(15);
+    expect(silent.asked.length).toBeGreaterThan(10);
     vi.useRealTimers();
     const fails = Array.from({ length: 9 }, () => gone);
     const moody = scripted(
@@ -398,7 +399,7 @@ describe("answers that no service gives", () => {
     expect(await inMinutes(3, () => jobs.wait("j"))).toMatchObject({ state: "failed" });
   });
 
-  test("what asks for a longer wait than a minute, or does not pass, is told at once", async () => {
+  test("what asks for too long a wait, or does not pass, is told at once", async () => {
     for (const [answer, status] of [[() => problem(429, { "retry-after": "3600" }), 429], [() => problem(404), 404], [() => problem(500), 500]] as const) {
       const { jobs, asked } = scripted(answer);
       expect(await refusal(jobs.wait("j"))).toMatchObject({ status });
