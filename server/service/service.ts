@@ -21,6 +21,7 @@ import { AuditLog } from "./audit-log.js";
 import { openDatabase } from "./database.js";
 import { Idempotency } from "./idempotency.js";
 import { Metrics } from "./metrics.js";
+import { PLAYGROUND, playgroundRoutes } from "./playground.js";
 import { Runner } from "./runner.js";
 import { Streams } from "./streams.js";
 import { tenantRoutes } from "./tenant-routes.js";
@@ -172,7 +173,10 @@ async function start(
   const app = createApp("tenant", parts);
   const admin = createApp("admin", parts);
   // Routes come after the plugins: their hooks, the description's too, then see them.
-  app.after(() => tenantRoutes(app, parts));
+  app.after(() => {
+    tenantRoutes(app, parts);
+    playgroundRoutes(app, PLAYGROUND);
+  });
   admin.after(() => adminRoutes(admin, parts));
   closers.push(() => closed(admin));
   closers.push(async () => {
