@@ -43,6 +43,7 @@ export function Chart({ title, of, names, series, powers = false, theme }: Chart
       ticks: { show: false },
       font: "12px system-ui, sans-serif",
     };
+    const marks = powers ? { filter: (_: uPlot, ticks: number[]) => ticks.map((at) => (isPower(at) ? at : null)) } : {}; // prettier-ignore
     const scale = (i: number) => (powers || i === 0 ? "y" : "z");
     const bars = uPlot.paths.bars?.({ size: [0.55, 28], radius: 0.2 });
     const plot = new uPlot(
@@ -61,7 +62,8 @@ export function Chart({ title, of, names, series, powers = false, theme }: Chart
           {
             ...axis,
             size: 56,
-            ...(powers ? { filter: (_: uPlot, ticks: number[]) => ticks.map((at) => (isPower(at) ? at : null)) } : {}), // prettier-ignore
+            ...marks,
+            grid: { ...axis.grid, ...marks },
             values: (_, ticks) => ticks.map((at) => (at === null ? "" : amount(at))),
           },
           ...(powers
@@ -79,7 +81,7 @@ export function Chart({ title, of, names, series, powers = false, theme }: Chart
               width: 2,
               ...(filled ? { paths: bars, fill: colour(name), width: 0 } : {}),
               ...(i > 0 ? { dash: [5, 4] } : {}),
-              points: { show: !filled, size: 6, fill: colour(name) },
+              points: { show: powers, size: 6, fill: colour(name) },
             };
           }),
         ],

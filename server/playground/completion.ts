@@ -2,7 +2,9 @@
  * What the editor offers while one types: the names of the `env` that is granted, their methods with signature and words,
  * and what every script has. The words come from the service's declarations and are text nodes.
  */
-import { insertCompletionText, snippetCompletion, type Completion, type CompletionContext, type CompletionResult } from "@codemirror/autocomplete"; // prettier-ignore
+import {
+  snippetCompletion,
+  type Completion, type CompletionContext, type CompletionResult } from "@codemirror/autocomplete"; // prettier-ignore
 import { completionPath } from "@codemirror/lang-javascript";
 import { hoverTooltip, type EditorView, type Tooltip } from "@codemirror/view";
 import type { Method, Offer } from "./declarations.js";
@@ -61,12 +63,6 @@ const methodCompletion = (offer: Offer, method: Method): Completion => ({
   type: "method",
   detail: short(method.signature.replace(/\): Promise<.*$/, ")")),
   info: () => card(`${offer.name}.${method.name}`, method.signature, method.doc),
-  apply: (view, completion, from, to) => {
-    const plain = /^[A-Za-z_$][\w$]*$/.test(method.name);
-    // A name that is no identifier goes into brackets, in the place of the dot.
-    if (plain) view.dispatch(insertCompletionText(view.state, completion.label, from, to));
-    else view.dispatch(insertCompletionText(view.state, `[${JSON.stringify(method.name)}]`, from - 1, to));
-  },
 });
 
 const short = (text: string): string => (text.length > 40 ? `${text.slice(0, 39)}…` : text);

@@ -86,18 +86,11 @@ class Reader {
     return words.filter((line) => line !== "").join(" ");
   }
 
-  /** A name, or one in quotes. */
   name(): string | undefined {
     this.#space();
-    const [found, plain] = /^([A-Za-z_$][\w$]*)|^"(?:[^"\\\n]|\\.)*"/.exec(this.text.slice(this.#at, this.#at + 1000)) ?? []; // prettier-ignore
-    if (found === undefined) return undefined;
-    this.#at += found.length;
-    if (plain !== undefined) return plain;
-    try {
-      return String(JSON.parse(found));
-    } catch {
-      return undefined; // no string of JSON is no name of ours
-    }
+    const [found] = /^[A-Za-z_$][\w$]*/.exec(this.text.slice(this.#at, this.#at + 1000)) ?? [];
+    this.#at += found?.length ?? 0;
+    return found;
   }
 
   /** The text up to this character outside brackets and strings, without it; past it then. */

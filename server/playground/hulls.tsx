@@ -2,7 +2,7 @@
  * The two hulls of a run, drawn as a ship's midship section: plates of the outer and the inner hull, the script in the
  * hold, the supervisor on the bridge. It is one list to the keyboard: Tab reaches it, arrows go from layer to layer.
  */
-import { useRef, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { hullWords, type Hulls, type Plate } from "./hull-layers.js";
 
 const WIDTH = 480;
@@ -84,6 +84,7 @@ const STATE = { on: "on", absent: "absent: this host cannot", off: "off" } as co
 export function HullsView({ hulls, status }: { hulls: Hulls; status: string }) {
   const [chosen, choose] = useState<string | undefined>(undefined);
   const list = useRef<SVGSVGElement>(null);
+  useEffect(() => choose(undefined), [hulls]); // another run
   const plates = drawn(hulls);
   const shown = plates.find(({ name }) => name === (chosen ?? hulls.ended)) ?? plates[0];
   const go = (by: number | "first" | "last") => {

@@ -49,7 +49,7 @@ export async function encodeLink(draft: Draft): Promise<string> {
   };
   const bytes = new TextEncoder().encode(JSON.stringify(plain));
   if (bytes.length > MAX_INFLATED) throw new LinkError("this is too large for a link");
-  const deflated = await through(new CompressionStream("deflate-raw"), bytes, MAX_LINK);
+  const deflated = await through(new CompressionStream("deflate-raw"), bytes, 2 * MAX_INFLATED);
   const fragment = `#${MARK}${base64url(deflated)}`;
   if (fragment.length > MAX_LINK) throw new LinkError("this is too large for a link");
   return fragment;

@@ -1,5 +1,5 @@
 /** What became of a run: in a headline, and in all that the service says of it. What the script said is text, never markup. */
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useMemo, useRef } from "preact/hooks";
 import type { Outcome } from "../client.js";
 import type { Limits } from "../limits.js";
 import { neutral } from "../outcome-words.js";
@@ -213,16 +213,17 @@ const count = (n: unknown): string => (typeof n === "number" ? String(n) : "");
 /** Around the last run that ended; while the next one is under way, too. */
 export function HullsPanel({ model, last }: { model: Model; last: Outcome | undefined }) {
   const running = model.running.value;
+  const hulls = useMemo(() => last && hullsOf(last), [last]);
   return (
     <section class="panel around" aria-labelledby="hulls">
       <h2 id="hulls">The two hulls around it</h2>
-      {last === undefined ? (
+      {last === undefined || hulls === undefined ? (
         <p class="empty">
           After a run, the layers that were really on are drawn here: the kernel's hull, and in it the
           language's.
         </p>
       ) : (
-        <HullsView hulls={hullsOf(last)} status={running ? "running" : last.status} key={last.status} />
+        <HullsView hulls={hulls} status={running ? "running" : last.status} />
       )}
     </section>
   );

@@ -50,6 +50,8 @@ export interface ServiceOptions {
   /** Where the log goes; the standard error of the process, if absent. */
   logTo?: DestinationStream;
   now: () => number;
+  /** Where the playground's pages are, absolute; those that were built with this package, if absent. */
+  playground?: string;
 }
 
 export interface Service {
@@ -175,7 +177,7 @@ async function start(
   // Routes come after the plugins: their hooks, the description's too, then see them.
   app.after(() => {
     tenantRoutes(app, parts);
-    playgroundRoutes(app, PLAYGROUND);
+    playgroundRoutes(app, options.playground ?? PLAYGROUND);
   });
   admin.after(() => adminRoutes(admin, parts));
   closers.push(() => closed(admin));
