@@ -40,7 +40,7 @@ export function App({ model, theme, copy, docs }: AppProps) {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
         event.preventDefault();
         void model.start();
-      } else if (event.key === "Escape" && model.running.value) {
+      } else if (event.key === "Escape" && model.running.value && !inEditor(event)) {
         model.cancel();
       }
     };
@@ -79,6 +79,9 @@ export function App({ model, theme, copy, docs }: AppProps) {
     </>
   );
 }
+
+/** There Escape closes what is offered first. */
+const inEditor = ({ target }: Event): boolean => target instanceof Element && target.shadowRoot !== null;
 
 /** Of the last run that ended. */
 function useLast(state: RunState): Outcome | undefined {
@@ -165,6 +168,10 @@ function Script({
       offered: () => model.offered.peek(),
       onChange: (source) => model.edit({ source }),
       onRun: () => void model.start(),
+      onEscape: () => {
+        if (model.running.peek()) model.cancel();
+        return false; // it means other things to the editor, too: so does Tab after it
+      },
     });
     editor.current = opened;
     return () => opened.close();

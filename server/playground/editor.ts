@@ -2,6 +2,7 @@
  * The editor: CodeMirror in a shadow root. There its styles are adopted style sheets, which a policy without
  * 'unsafe-inline' allows; in the document itself they would be a style element, which it refuses.
  */
+import { completionStatus } from "@codemirror/autocomplete";
 import { javascript } from "@codemirror/lang-javascript";
 import { HighlightStyle, syntaxHighlighting } from "@codemirror/language";
 import { forEachDiagnostic, setDiagnostics } from "@codemirror/lint";
@@ -29,24 +30,32 @@ export interface EditorOptions {
   offered: () => Offers;
   onChange: (source: string) => void;
   onRun: () => void;
+  /** Whether it did something. */
+  onEscape: () => boolean;
 }
 
 /** In an element of its own, whose shadow root it makes. */
 export function openEditor(host: HTMLElement, options: EditorOptions): Editor {
   const root = host.shadowRoot ?? host.attachShadow({ mode: "open" });
   const language = new Compartment();
+  const offers = [{ autocomplete: completions(options.offered) }]; // one source: the editor knows it again by identity
   const view = new EditorView({
     root,
     parent: root,
     state: EditorState.create({
       extensions: [
         Prec.highest(
-          keymap.of([{ key: "Mod-Enter", preventDefault: true, run: () => (options.onRun(), true) }]),
+          keymap.of([
+            { key: "Mod-Enter", preventDefault: true, run: () => (options.onRun(), true) },
+            // What is offered is closed first.
+            { key: "Escape", run: ({ state }) => completionStatus(state) !== "active" && options.onEscape() },
+          ]),
         ),
         basicSetup,
         keymap.of([indentWithTab]),
         language.of(javascript()),
-        EditorState.languageData.of(() => [{ autocomplete: completions(options.offered) }]),
+        EditorState.languageData.of(() => offers),
+        EditorView.domEventHandlers({ beforeinput: replaceSelection }),
         hovers(options.offered),
         EditorView.lineWrapping,
         EditorView.contentAttributes.of({ "aria-label": options.label }),
@@ -99,6 +108,22 @@ export function openEditor(host: HTMLElement, options: EditorOptions): Editor {
     focus: () => view.focus(),
     close: () => view.destroy(),
   };
+}
+
+/**
+ * Typing over a selection: left to itself, the browser keeps the look of what it replaces in a style attribute, which the
+ * policy refuses.
+ */
+function replaceSelection(event: InputEvent, view: EditorView): boolean {
+  const { from, to, empty } = view.state.selection.main;
+  const { data: text } = event;
+  if (event.inputType !== "insertText" || text === null || empty || view.composing) return false;
+  event.preventDefault();
+  const insert = () =>
+    view.state.update(view.state.replaceSelection(text), { userEvent: "input.type", scrollIntoView: true });
+  const handled = view.state.facet(EditorView.inputHandler).some((it) => it(view, from, to, text, insert));
+  if (!handled) view.dispatch(insert());
+  return true;
 }
 
 // The colours are the page's: custom properties reach into a shadow root.

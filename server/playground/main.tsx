@@ -3,7 +3,10 @@ import { render } from "preact";
 import { App } from "./app.tsx";
 import { Model } from "./model.js";
 import { themeOf } from "./theme.js";
-import "./style.css";
+import "./base.css";
+import "./page.css";
+import "./outcome.css";
+import "./narrow.css";
 
 const base = new URL("..", document.baseURI);
 const page = new URL(location.pathname, location.origin).href;

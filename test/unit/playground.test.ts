@@ -1,7 +1,7 @@
 /** The parts of the playground's page that need no browser: links, declarations, values, words. */
 import fs from "node:fs";
 import { deflateRawSync } from "node:zlib";
-import fc from "fast-check";
+import * as fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { z } from "zod";
 import { capability, method } from "#hostapi/capability";
@@ -278,7 +278,7 @@ describe("an outcome", () => {
 });
 
 describe("the colours", () => {
-  const css = fs.readFileSync(new URL("../../server/playground/style.css", import.meta.url), "utf8");
+  const css = fs.readFileSync(new URL("../../server/playground/base.css", import.meta.url), "utf8");
   const pairs = new Map(
     [...css.matchAll(/--([\w-]+): light-dark\(#(\w{6}), #(\w{6})\)/g)].map(([, name = "", ...both]) => [
       name,
