@@ -78,9 +78,14 @@ export class Model {
   async begin(fragment: string): Promise<void> {
     const [, given] = /^#key=([\x21-\x7e]+)$/.exec(fragment.length > MAX_KEY ? "" : fragment) ?? [];
     if (isLink(fragment)) await this.open(fragment);
-    const key = given === undefined ? this.#powers.keys.getItem(KEY) : decoded(given);
+    const held = this.#powers.keys.getItem(KEY);
+    const key = given === undefined ? held : decoded(given);
     if (key === null) this.asking.value = { refused: "" };
     else await this.enter(key);
+    // Whoever sends a link could have others run for a tenant of theirs.
+    const tenant = this.facts.value?.tenant;
+    if (held !== null && key !== held && tenant !== undefined && this.asking.value === undefined)
+      this.notice.value = `The address brought another key: from now on you run as the tenant ${tenant}.`;
   }
 
   /** A shared draft. It is shown, and nothing of it runs. */
@@ -116,7 +121,7 @@ export class Model {
       this.facts.value = facts;
     } catch (error) {
       const { title, detail, unauthorized } = refusalOf(error);
-      if (unauthorized) keys.removeItem(KEY);
+      if (unauthorized && keys.getItem(KEY) === key.trim()) keys.removeItem(KEY);
       this.asking.value = { refused: unauthorized ? "The service does not know this key." : `${title}: ${detail}` }; // prettier-ignore
       return;
     }

@@ -196,6 +196,19 @@ describe.skipIf(noBrowser !== undefined)(`the playground${why}`, { timeout: 90_0
       expect(await page.evaluate("JSON.stringify(sessionStorage)")).not.toContain(it.key);
     });
 
+    test("that an address brings in the place of another is told; one that is none takes nothing away", async () => {
+      const other = await it.running.tenant("visitor");
+      const { page } = await open();
+      const bring = (key: string) => page.goto(`${it.running.service.address}/playground/#key=${key}`);
+      await bring("dh_000000000000_wrong");
+      await page.getByRole("alert").filter({ hasText: "does not know this key" }).waitFor();
+      await page.reload();
+      await page.getByText(/^Tenant default/).waitFor();
+      await bring(other);
+      await page.getByText("from now on you run as the tenant visitor").waitFor();
+      await page.getByText(/^Tenant visitor/).waitFor();
+    });
+
     test("that is revoked meanwhile is told when it is used", async () => {
       const other = await it.running.tenant("guest");
       const { page } = await open({}, `#key=${other}`);
