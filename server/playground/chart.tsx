@@ -149,6 +149,6 @@ export function Chart({ title, of, names, series, powers = false, theme }: Chart
   );
 }
 
-/** Three digits that count. */
+/** Three digits that count, and two of what is below one. */
 export const amount = (n: number): string =>
-  n >= 100 ? Math.round(n).toLocaleString("en") : String(Number(n.toPrecision(3)));
+  n >= 100 ? Math.round(n).toLocaleString("en") : String(Number(n.toPrecision(n < 1 ? 2 : 3)));
