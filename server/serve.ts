@@ -88,6 +88,7 @@ function greeting(
       : [`API key        ${made.key}   (tenant ${made.tenant})`, `administrator  ${made.adminKey}`, "These keys are told now and never again."]; // prettier-ignore
   const lines = [
     paint("bold", "doublehull serves"),
+    `playground     ${address}/playground/${made === undefined ? "" : `#key=${made.key}`}`,
     `runs           ${address}/v1/runs`,
     `description    ${address}/docs`,
     `administration ${adminAddress}/docs`,

@@ -30,6 +30,7 @@ import { Schedules } from "./jobs/schedules.js";
 import { JobTable } from "./jobs/table.js";
 import { postgresStore } from "./kv-postgres.js";
 import { Metrics } from "./metrics.js";
+import { PLAYGROUND, playgroundRoutes } from "./playground.js";
 import { Runner } from "./runner.js";
 import { sealingKey } from "./sealing.js";
 import { Streams } from "./streams.js";
@@ -67,6 +68,8 @@ export interface ServiceOptions {
   /** Where the log goes; the standard error of the process, if absent. */
   logTo?: DestinationStream;
   now: () => number;
+  /** Where the playground's pages are, absolute; those that were built with this package, if absent. */
+  playground?: string;
 }
 
 export interface Service {
@@ -222,6 +225,7 @@ async function start(
   app.after(() => {
     tenantRoutes(app, parts);
     jobRoutes(app, parts);
+    playgroundRoutes(app, options.playground ?? PLAYGROUND);
   });
   admin.after(() => adminRoutes(admin, parts));
   closers.push(() => closed(admin));

@@ -31,11 +31,15 @@ test("the first start prints keys and a request that works as printed; SIGTERM e
   const request = /^curl [^]*$/m.exec(first.said)?.[0] ?? "";
   const { stdout } = await promisify(execFile)("bash", ["-euc", request]);
   expect(JSON.parse(stdout)).toMatchObject({ outcome: { status: "ok", value: 42 } });
+  const [, page = "", key] = /^playground +(\S+)#key=(\S+)$/m.exec(first.said) ?? [];
+  expect(request).toContain(`Bearer ${key}'`);
+  expect(await (await fetch(page)).text()).toContain("<title>doublehull playground</title>");
   first.child.kill("SIGTERM");
   const { code, stderr } = await first.ended;
   expect({ code, stderr }).toEqual({ code: 0, stderr: "doublehull: SIGTERM: finishing what is under way\n" });
   const second = await serving(["--data", data]);
   expect(second.said).not.toContain("dh_");
+  expect(second.said).toMatch(/^playground +http:\S+\/playground\/$/m);
   const address = /http:\S+?(?=\/v1)/.exec(second.said)?.[0] ?? "";
   const old = /https?:\S+?(?=\/v1\/runs -H)/.exec(request)?.[0] ?? "";
   const again = await promisify(execFile)("bash", ["-euc", request.replace(old, address)]);

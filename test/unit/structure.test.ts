@@ -26,7 +26,7 @@ function sources(dir: string): string[] {
   return fs.readdirSync(path.join(root, dir), { withFileTypes: true }).flatMap((entry) => {
     const file = `${dir}/${entry.name}`;
     if (entry.isDirectory()) return sources(file);
-    return file.endsWith(".ts") && !file.endsWith(".d.ts") ? [file] : [];
+    return /\.tsx?$/.test(file) && !file.endsWith(".d.ts") ? [file] : [];
   });
 }
 
@@ -151,6 +151,17 @@ describe("who may import whom", () => {
     expect(all.filter(({ typeOnly, file }) => !typeOnly && file === undefined)).toEqual([]);
     const text = loaded.map((file) => fs.readFileSync(path.join(root, file), "utf8")).join("\n");
     expect(text).not.toMatch(/\b(?:process|Buffer|require)\b[.(]/);
+  });
+
+  test("the playground's pages load the client, pure tables of the server's and browser packages, and nothing of Node", () => {
+    const loaded = [...reached("server/playground/main.tsx")];
+    const ofServer = loaded.filter((file) => !/^server\/(?:playground\/|client[./])/.test(file)).sort();
+    expect(ofServer).toEqual(["server/limits.ts", "server/outcome-words.ts"]);
+    const packages = loaded.flatMap((file) => (graph.get(file) ?? []).filter(({ typeOnly, file }) => !typeOnly && file === undefined)); // prettier-ignore
+    expect([...new Set(packages.map(({ what }) => what))].filter((what) => !/^(?:@codemirror\/|@lezer\/|@preact\/|codemirror$|preact|uplot|zod\/mini$)/.test(what))).toEqual([]); // prettier-ignore
+    expect(packages.map(({ what }) => what)).toContain("codemirror"); // the control
+    const elsewhere = files.filter((file) => !file.startsWith("server/playground/"));
+    expect(elsewhere.filter((file) => (graph.get(file) ?? []).some((found) => found.file?.startsWith("server/playground/")))).toEqual([]); // prettier-ignore
   });
 
   test("nothing of the product imports a test or a sample", () => {
