@@ -54,6 +54,11 @@ export const PROBLEMS = {
     title: "There is no such thing",
     remedy: "Check the name; another tenant's things are not there either.",
   },
+  "approval-over": {
+    status: 409,
+    title: "The question is not open any more",
+    remedy: "Take it off the screen: each is answered once, in its time.",
+  },
   "idempotency-busy": {
     status: 409,
     title: "The first request with this Idempotency-Key is still under way",

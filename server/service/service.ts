@@ -159,7 +159,7 @@ async function start(
     bodyBytes: BODY_BYTES,
     tenants,
     runner,
-    streams: new Streams(),
+    streams: new Streams({ now }),
     idempotency,
     usage,
     audit,
