@@ -35,6 +35,8 @@ export interface ApprovalQuestion {
   readonly text: string;
   /** More lines, each escaped. */
   readonly details: readonly string[];
+  /** When it is void, by the run's clock: `untilMs - run.elapsedMs()` milliseconds are left. */
+  readonly untilMs: number;
 }
 
 export type Approval = boolean | { approved: boolean; note?: string };
@@ -42,7 +44,8 @@ export type Approval = boolean | { approved: boolean; note?: string };
 export interface Approver {
   /**
    * Asks a person. Only `true` and `{ approved: true }` are a yes. The note goes to the audit, not to the guest. When
-   * `signal` aborts (timeout, revocation, end of the run) the question is void: take it off the screen.
+   * `signal` aborts (timeout, revocation, end of the run) the question is void: take it off the screen. A CapabilityError
+   * reaches the guest as it is.
    */
   ask(question: ApprovalQuestion, signal: AbortSignal): Promise<Approval>;
   /** Milliseconds from the call on, the wait for other questions included; 600000. */
@@ -177,6 +180,7 @@ async function answered(
     method,
     text: printable(text),
     details: Object.freeze(details.map(printable)),
+    untilMs: run.elapsedMs() + timeoutMs,
   });
   call.charge(Buffer.byteLength(text) + details.reduce((sum, line) => sum + Buffer.byteLength(line), 0));
 
@@ -197,6 +201,7 @@ async function answered(
     return approval.approved;
   } catch (error) {
     if (open.signal.aborted) throw tooLate;
+    if (error instanceof CapabilityError) throw error;
     throw new CapabilityError("unavailable", `${label}.${method}: nobody could be asked`, { cause: error });
   } finally {
     clearTimeout(timer);

@@ -5,6 +5,7 @@
  * stream is gone on with where it was.
  */
 import type { z } from "zod";
+import { Asker, type ApprovalAnswer, type ApprovalQuestion, type OnApproval } from "./client/approvals.js";
 import {
   asProblem,
   badAnswer,
@@ -21,8 +22,10 @@ import type { ServerSentEvent } from "./client/event-stream.js";
 import { batchesOf, jobsOf, schedulesOf, type Batches, type Jobs, type Schedules } from "./client/jobs.js";
 import { checkKey, patiently } from "./client/patience.js";
 import { outcomeOf, valueOf, type Outcome } from "./client/outcomes.js";
+import type { ApprovalEnd } from "./service/approvals.js";
 import type * as schemas from "./service/schemas.js";
 
+export type { ApprovalAnswer, ApprovalQuestion, OnApproval } from "./client/approvals.js";
 export {
   CallbackError,
   verifyCallback,
@@ -81,6 +84,10 @@ export interface RunResult {
 export type RunEvent = { /** The run's id, for `cancel`. */ run: string } & (
   | { type: "log"; entry: LogEntry }
   | { type: "event"; name: string; data: unknown; seq: number }
+  /** What the grant `approve` asks: `onApproval` is put it, or answer it with `approve`. */
+  | { type: "approval"; question: ApprovalQuestion }
+  /** It is not open any more. */
+  | { type: "approval-end"; id: string; result: "approved" | "refused" | "void" }
   /** So many events are lost: this reader was further behind than the service keeps. */
   | { type: "gap"; missed: number }
   | { type: "outcome"; outcome: Outcome }
@@ -98,6 +105,11 @@ export interface RunOptions extends CallOptions {
    * goes on when `signal` ends the request.
    */
   idempotencyKey?: string | undefined;
+}
+
+export interface StreamOptions extends CallOptions {
+  /** Asks a person what the run asks. Whatever is no plain yes is a no. */
+  onApproval?: OnApproval | undefined;
 }
 
 /** Days such as "2030-01-31", UTC; the last 30 if absent. */
@@ -165,7 +177,7 @@ export class Client {
    */
   async *stream(
     request: RunRequest,
-    { signal }: CallOptions = {},
+    { signal, onApproval }: StreamOptions = {},
   ): AsyncGenerator<RunEvent, void, undefined> {
     const headers = { accept: "text/event-stream" };
     let response: Response | undefined = await this.#service.send({ method: "POST", path: ["v1", "runs"], body: request, headers, signal }); // prettier-ignore
@@ -174,6 +186,7 @@ export class Client {
       response.body?.cancel().catch(() => {}); // nothing of it is wanted
       throw badAnswer("the answer does not name its run: is this the service?");
     }
+    const questions = new Asker(onApproval, (id, answer) => this.approve(run, id, answer));
     let [last, tries, ended] = [0, 0, false];
     try {
       for (;;) {
@@ -182,10 +195,13 @@ export class Client {
           response ??= await this.#service.send({ method: "GET", path: ["v1", "runs", run, "events"], headers: { ...headers, "last-event-id": String(last) }, signal }); // prettier-ignore
           for await (const sent of eventsOf(response, signal)) {
             const at = numberOf(sent, last);
-            if (at <= last) continue;
-            [last, tries] = [at, 0];
+            // A question that is still open comes again, under the number of what was read last.
+            if (at <= last && sent.event !== "approval") continue;
+            if (at > last) [last, tries] = [at, 0];
             ended = sent.event === "outcome" || sent.event === "problem";
             const event = runEvent(run, sent);
+            if (event?.type === "approval" && !questions.put(event.question)) continue;
+            if (event?.type === "approval-end") questions.end(event.id);
             if (event !== undefined) yield event;
             if (ended) return;
           }
@@ -199,9 +215,20 @@ export class Client {
         response = undefined;
       }
     } finally {
+      questions.endAll();
       // Nobody waits for it: a service that does not hear this cancels a run without listeners by itself.
       if (!ended) this.cancel(run).catch(() => {});
     }
+  }
+
+  /**
+   * Answers what a streamed run asks, once. The note is for the audit log.
+   *
+   * @throws ServiceError `approval-over` if it is not open any more, `not-found` if it never was
+   */
+  approve(run: string, question: string, answer: ApprovalAnswer): Promise<void> {
+    const body = typeof answer === "boolean" ? { approved: answer } : answer;
+    return this.#service.done({ method: "POST", path: ["v1", "runs", run, "approvals", question], body });
   }
 
   /** Cancels a streamed run; its stream ends with the outcome "cancelled". */
@@ -326,6 +353,10 @@ function runEvent(run: string, { event: type, data: text }: ServerSentEvent): Ru
       const { name, data: value, seq } = data as { name: string; data: unknown; seq: number };
       return { run, type, name, data: valueOf(value), seq };
     }
+    case "approval":
+      return { run, type, question: data as unknown as ApprovalQuestion };
+    case "approval-end":
+      return { run, type, ...(data as unknown as ApprovalEnd) };
     case "gap":
       return { run, type, missed: Number(data["missed"]) };
     case "outcome":

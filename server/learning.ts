@@ -240,7 +240,8 @@ class Account {
         return whole.length > MAX_WORDS ? `${whole.slice(0, MAX_WORDS)}... (cut)` : whole;
       });
       const { run, label, method } = call;
-      const question = Object.freeze({ run, label, method, text, details: Object.freeze(lines) });
+      const untilMs = run.elapsedMs() + ANSWER_MS;
+      const question = Object.freeze({ run, label, method, text, details: Object.freeze(lines), untilMs });
       pending = this.#turn.then(() => this.#put(question));
       this.#turn = pending;
       this.#answers.set(words, pending);

@@ -65,6 +65,18 @@ export const EVERY_KIND: readonly AuditEvent[] = [
     stop: { reason: "syscall", layer: "seccomp", syscall: "openat" },
     usage,
   },
+  {
+    kind: "approval",
+    act: "asked",
+    run: "r1",
+    tenant: "a",
+    approval: "1",
+    capability: "approve",
+    method: "ask",
+    question: "?",
+    details: ["x"],
+  },
+  { kind: "approval", act: "approved", run: "r1", tenant: "a", approval: "1", by: "k1", note: "y" },
   { kind: "server", act: "stopped", version: "0.1.0", pid: 7 },
 ];
 

@@ -67,6 +67,18 @@ export interface RunRefused {
   code: string;
 }
 
+/** What a run asked a person, and the answer that counted. One that was never given is in the line of the call. */
+export type ApprovalLine = {
+  kind: "approval";
+  run: string;
+  tenant: string;
+  /** Its number in the run. */
+  approval: string;
+} & (
+  | { act: "asked"; capability: string; method: string; question: string; details: readonly string[] }
+  | { act: "approved" | "refused"; by: string; note?: string | undefined }
+);
+
 export interface JobEvent {
   kind: "job";
   act: "submitted" | "started" | "finished" | "failed" | "cancelled" | "given-up" | "told";
@@ -159,6 +171,7 @@ export type AuditEvent =
   | RunStarted
   | RunFinished
   | RunRefused
+  | ApprovalLine
   | JobEvent
   | TenantChange
   | KeyChange
@@ -174,6 +187,7 @@ export type Logged = AuditEvent | Recovered;
 const KINDS: Readonly<Record<Logged["kind"], true>> = {
   call: true,
   run: true,
+  approval: true,
   job: true,
   tenant: true,
   key: true,
@@ -268,6 +282,18 @@ export function fields(event: Logged, redact: Redact): Record<string, Field> {
         status: event.status,
         stop: event.stop && stopOf(event.stop, redact),
         usage: usageOf(event.usage),
+      };
+    }
+    case "approval": {
+      const { act } = event;
+      const about = { kind, act, run: name(event.run), tenant: name(event.tenant), approval: name(event.approval) }; // prettier-ignore
+      if (act !== "asked") return { ...about, by: name(event.by), note: cutAt(event.note, MAX_TEXT, redact) };
+      return {
+        ...about,
+        capability: name(event.capability),
+        method: name(event.method),
+        question: cutAt(event.question, MAX_TEXT, redact),
+        details: event.details.map((line) => cutAt(line, MAX_TEXT, redact)),
       };
     }
     case "job":

@@ -64,6 +64,11 @@ export const PROBLEMS = {
     title: "The job was lost with its node",
     remedy: "Find out what it did. With retry.attempts above 1 such a job is run again.",
   },
+  "approval-over": {
+    status: 409,
+    title: "The question is not open any more",
+    remedy: "Take it off the screen: each is answered once, in its time.",
+  },
   "idempotency-busy": {
     status: 409,
     title: "The first request with this Idempotency-Key is still under way",

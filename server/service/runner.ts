@@ -8,7 +8,8 @@
 import { trace } from "@opentelemetry/api";
 import type { RunEvent } from "../../hostapi/events.js";
 import type { KvStore } from "../../hostapi/kv-store.js";
-import { Capability } from "../../hostapi/capability.js";
+import type { Approval } from "../../hostapi/approve.js";
+import { Capability, CapabilityError } from "../../hostapi/capability.js";
 import type { FilesCapability, FilesOptions } from "../../hostapi/files.js";
 import type { ScriptEngine } from "../engines.js";
 import { SandboxError } from "../errors.js";
@@ -19,6 +20,7 @@ import type { LogEntry, Outcome } from "../outcome.js";
 import { PolicyError } from "../policy.js";
 import type { GrantPolicy, Policy } from "../policy-schema.js";
 import { Sandbox } from "../sandbox.js";
+import type { Asked } from "./approvals.js";
 import { callEvent } from "./audit-events.js";
 import { AuditError } from "./audit-directory.js";
 import { DatabaseError } from "./database.js";
@@ -50,6 +52,8 @@ export interface RunContext {
   signal: AbortSignal;
   onLog?: (entry: LogEntry) => void;
   onEvent?: (event: RunEvent) => void;
+  /** Asks a person; nobody can be asked, if absent. */
+  ask?: (asked: Asked, signal: AbortSignal) => Promise<Approval>;
 }
 
 /** An incarnation begins with the tenant's id and a slash, which no id has: so no other tenant's space is within it. */
@@ -186,7 +190,7 @@ export class Runner {
     tenant: Tenant,
     request: RunRequest,
     { engine, limits, policy }: { engine: ScriptEngine; limits: Limits; policy: ChosenPolicy },
-    { id, key, job, signal, onLog, onEvent }: RunContext,
+    { id, key, job, signal, onLog, onEvent, ask }: RunContext,
   ): Promise<Outcome> {
     const { tenants, usage, audit, metrics } = this.#parts;
     const stored = request.script === undefined ? undefined : await tenants.script(tenant, request.script);
@@ -200,7 +204,11 @@ export class Runner {
       files: this.#parts.files,
       sqlite: () => Promise.reject(new Error("a tenant's store is the service's")),
       memory: () => ofTenant(this.#parts.store, tenant),
-      ask: () => Promise.reject(new Error("nobody is there to be asked")),
+      ask: ({ run, label, method, text, details, untilMs }, voided) => {
+        if (ask === undefined) return Promise.reject(unheard(label, method));
+        const leftMs = Math.min(untilMs, limits.wallMs) - run.elapsedMs();
+        return ask({ capability: label, method, text, details, leftMs }, voided);
+      },
       onEvent: (event) => onEvent?.(event),
     });
     try {
@@ -254,6 +262,9 @@ export class Runner {
     }
   }
 }
+
+const unheard = (label: string, method: string) =>
+  new CapabilityError("unavailable", `${label}.${method}: nobody can be asked, for nobody listens to this run: it must be asked for as a stream (accept: text/event-stream)`); // prettier-ignore
 
 /** Throws Problem `quota-exceeded`. Runs under way count as if they had ended. */
 function withinDay(

@@ -121,6 +121,13 @@ export const outcome = z
   });
 export const runResult = z.object({ id: z.string(), outcome }).meta({ id: "RunResult" });
 
+export const approvalAnswer = z
+  .strictObject({
+    approved: z.boolean(),
+    note: z.string().max(200).optional().describe("For the audit log; the script does not see it."),
+  })
+  .meta({ id: "ApprovalAnswer" });
+
 export const scriptContent = z.strictObject(code).meta({ id: "ScriptContent" });
 export type ScriptContent = z.output<typeof scriptContent>;
 export const storedScript = z

@@ -200,7 +200,7 @@ async function start(
     bodyBytes: BODY_BYTES,
     tenants,
     runner,
-    streams: new Streams(),
+    streams: new Streams({ now }),
     idempotency,
     db,
     table,

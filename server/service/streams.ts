@@ -3,11 +3,12 @@
  * for a minute after the end. A run that nobody listens to any more is cancelled after a moment's grace.
  */
 import { jsonText } from "../show.js";
+import { Questions } from "./approvals.js";
 import { Problem } from "./problems.js";
 
 export interface StreamEvent {
   id: string;
-  event: "log" | "event" | "outcome" | "problem" | "gap";
+  event: "log" | "event" | "approval" | "approval-end" | "outcome" | "problem" | "gap";
   /** JSON: written once, for its size is counted. */
   data: string;
 }
@@ -41,13 +42,16 @@ class RunStream {
   /** Those who wait for the next event. */
   #waiting: (() => void)[] = [];
   readonly #forget: () => void;
+  readonly questions: Questions;
 
   constructor(
     /** Its incarnation: one that is made anew does not find what was another's. */
     readonly tenant: string,
     forget: () => void,
+    now: () => number,
   ) {
     this.#forget = forget;
+    this.questions = new Questions((kind, event) => this.push(kind, event), now);
   }
 
   get ended(): boolean {
@@ -59,7 +63,9 @@ class RunStream {
     return this.#units;
   }
 
-  push(event: Exclude<StreamEvent["event"], "gap">, value: unknown): void {
+  /** The number that it has. What comes after the end is not told: nobody waits for it. */
+  push(event: Exclude<StreamEvent["event"], "gap">, value: unknown): number {
+    if (this.#ended) return this.#count;
     const data = jsonText(value);
     this.#events.push({ id: String(++this.#count), event, data });
     this.#units += data.length;
@@ -71,10 +77,12 @@ class RunStream {
       this.#timer = setTimeout(this.#forget, KEEP_MS).unref();
     }
     for (const wake of this.#waiting.splice(0)) wake();
+    return this.#count;
   }
 
   /**
-   * Events after the one of that number, to the end. It counts as a listener until `gone`, whether or not it is read: of a
+   * Events after the one of that number, to the end; before them questions of earlier ones that are still open, under that
+   * same number. It counts as a listener until `gone`, whether or not it is read: of a
    * client that stopped reading and then went away, nobody fetches the next event.
    */
   listen(after: number, gone: AbortSignal): AsyncGenerator<StreamEvent> {
@@ -95,6 +103,11 @@ class RunStream {
     return this.#after(after, gone, left, leave);
   }
 
+  *#stillOpen(at: number): Generator<StreamEvent> {
+    for (const question of this.questions.openUpTo(at))
+      yield { id: String(at), event: "approval", data: jsonText(question) };
+  }
+
   async *#after(
     after: number,
     gone: AbortSignal,
@@ -103,11 +116,13 @@ class RunStream {
   ): AsyncGenerator<StreamEvent> {
     try {
       let next = after + 1;
+      yield* this.#stillOpen(after);
       for (;;) {
         const oldest = this.#count - this.#events.length + 1;
         if (next < oldest) {
           yield { id: String(oldest - 1), event: "gap", data: jsonText({ missed: oldest - next }) };
           next = oldest;
+          yield* this.#stillOpen(oldest - 1);
         }
         for (; next <= this.#count && !gone.aborted; next++) {
           const event = this.#events[next - (this.#count - this.#events.length + 1)];
@@ -126,13 +141,18 @@ class RunStream {
 
 export class Streams {
   readonly #streams = new Map<string, RunStream>();
+  readonly #now: () => number;
+
+  constructor({ now }: { now: () => number }) {
+    this.#now = now;
+  }
 
   /** `tenant`: its incarnation. */
   open(id: string, tenant: string): RunStream {
     this.#makeRoom(tenant);
     if (this.#streams.size >= MAX_STREAMS)
       throw new Problem("overloaded", "as many runs are streamed as this service keeps", { retryAfterS: 5 });
-    const stream = new RunStream(tenant, () => this.#streams.delete(id));
+    const stream = new RunStream(tenant, () => this.#streams.delete(id), this.#now);
     this.#streams.set(id, stream);
     return stream;
   }

@@ -15,6 +15,7 @@ import { badField, Problem } from "./problems.js";
 import { asProblem } from "./runner.js";
 import type { ScriptFacts } from "./tenants.js";
 import {
+  approvalAnswer,
   freeText,
   keyFacts,
   nothing,
@@ -108,7 +109,7 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
       schema: {
         summary: "Run a script and wait",
         description:
-          "Answers with the outcome. With `accept: text/event-stream` it streams events named log, event and, at the end, outcome; a connection that was lost goes on with GET /v1/runs/ID/events. With the header Idempotency-Key the same request is run once: its answer is kept for a day.",
+          "Answers with the outcome. With `accept: text/event-stream` it streams events named log, event and, at the end, outcome; what the grant approve asks is an event approval, to be answered with POST /v1/runs/ID/approvals/APPROVAL, and approval-end when it is open no more; a connection that was lost goes on with GET /v1/runs/ID/events. With the header Idempotency-Key the same request is run once: its answer is kept for a day.",
         tags: ["runs"],
         body: runRequest,
         response: { 200: runResult, ...problems },
@@ -130,8 +131,13 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
             id,
             key,
             signal: stream.abort.signal,
-            onLog: (entry) => stream.push("log", entry),
-            onEvent: ({ name, data, seq }) => stream.push("event", { name, data: jsonable(data), seq }),
+            onLog: (entry) => void stream.push("log", entry),
+            onEvent: ({ name, data, seq }) => void stream.push("event", { name, data: jsonable(data), seq }),
+            ask: (asked, voided) =>
+              stream.questions.ask(asked, voided, (approval) => {
+                const { capability, method, text: question, details } = asked;
+                audit.append({ kind: "approval", act: "asked", run: id, tenant: tenant.id, approval, capability, method, question, details }); // prettier-ignore
+              }),
           })
           .then(
             (outcome) => stream.push("outcome", { id, outcome: plainOutcome(outcome) }),
@@ -177,6 +183,33 @@ export function tenantRoutes(app: App, parts: ServiceParts): void {
     { schema: { summary: "Cancel a streamed run", tags: ["runs"], params: z.object({ id: z.string().max(64) }), response: nothing } }, // prettier-ignore
     async (request, reply) => {
       streams.get(request.params.id, tenantOf(request).incarnation).abort.abort();
+      return reply.code(204).send(null);
+    },
+  );
+
+  app.post(
+    "/v1/runs/:id/approvals/:approval",
+    {
+      schema: {
+        summary: "Answer what a streamed run asks a person, once",
+        description: "Any key of the tenant may answer, the one that asked for the run too.",
+        tags: ["runs"],
+        params: z.object({ id: z.string().max(64), approval: z.string().max(16) }),
+        body: approvalAnswer,
+        response: nothing,
+      },
+    },
+    async (request, reply) => {
+      const { id, approval } = request.params;
+      const { id: tenant, incarnation } = tenantOf(request);
+      const { approved, note } = request.body;
+      const by = request.holder.key;
+      streams.get(id, incarnation).questions.answer(
+        approval,
+        request.body,
+        () =>
+        audit.append({ kind: "approval", act: approved ? "approved" : "refused", run: id, tenant, approval, by, note }), // prettier-ignore
+      );
       return reply.code(204).send(null);
     },
   );

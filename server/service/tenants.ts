@@ -184,8 +184,13 @@ export class Tenants {
     }
     const problems = Object.entries(policy.grants).flatMap(([name, grant]) => unfit(name, grant));
     const limits = completeLimits(policy.limits, this.#defaults());
+    const { limits: said = {} } = settings.policy;
     for (const name of Object.keys(LIMITS) as LimitName[]) {
       if (limits[name] <= this.#limits[name] || name === "fuel") continue;
+      if (!Object.hasOwn(said as object, name)) {
+        limits[name] = this.#limits[name]; // what a grant would like to have: a person takes long to answer
+        continue;
+      }
       problems.push({ field: `limits.${name}`, message: `is more than the service's ${this.#limits[name]}` });
     }
     if (!settings.engines.includes(policy.engine))
@@ -465,8 +470,6 @@ function unfit(name: string, grant: GrantPolicy): PolicyProblem[] {
       return grant.store === "memory"
         ? []
         : [{ field: `${field}.store`, message: "is the service's own: leave it out" }];
-    case "approve":
-      return [{ field, message: "asks a person at a terminal, which a service has not" }];
     case "secret":
       return grant.env === undefined
         ? [{ field: `${field}.file`, message: 'must be "env", the name of a stored secret' }]

@@ -119,9 +119,9 @@ test("audit show prints the lines that are chosen, as words or as they are", asy
   };
   expect(await seqs("--kind", "run")).toEqual([9, 12]);
   expect(await seqs("--kind", "script")).toEqual([5]);
-  expect(await seqs("--run", "r1")).toEqual([9, 10, 11, 12]);
-  expect(await seqs("--tenant", "b")).toEqual([8, 14]);
-  expect(await seqs("--tenant", "b", "--kind", "call")).toEqual([14]);
+  expect(await seqs("--run", "r1")).toEqual([9, 10, 11, 12, 13, 14]);
+  expect(await seqs("--tenant", "b")).toEqual([8, 16]);
+  expect(await seqs("--tenant", "b", "--kind", "call")).toEqual([16]);
   expect((await cli(["audit", "show", "--help"])).stdout.replaceAll(/\s+/g, " ")).toContain(
     AUDIT_KINDS.join(", "),
   );

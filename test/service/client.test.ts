@@ -199,6 +199,17 @@ describe("a stream from a network that fails", () => {
     expect(it.asked.at(-1)).toEqual({ method: "GET", last: "3" });
   });
 
+  test("tells a question once, though it comes again until it is answered", async () => {
+    const question = (id: number) =>
+      `id: ${id}\nevent: approval\ndata: {"id":"1","text":"?","details":[]}\n\n`;
+    const answered = 'id: 3\nevent: approval-end\ndata: {"id":"1","result":"approved"}\n\n';
+    const it = scripted([log(1) + question(2), question(2), question(2) + answered, outcome(4)]);
+    const { seen, error } = await listen(it.client);
+    expect(error).toBeUndefined();
+    expect(seen.map(({ type }) => type)).toEqual(["log", "approval", "approval-end", "outcome"]);
+    expect(it.asked.map(({ last }) => last)).toEqual([null, "2", "2", "3"]);
+  });
+
   test("ends with the network's error after six tries in vain", async () => {
     const it = scripted([log(1)]);
     const { seen, error } = await listen(it.client);

@@ -335,7 +335,6 @@ describe("tenants", () => {
     expect(await fields({ grants: { kv: { store: { sqlite: "x.db" } } } })).toEqual([
       "policy.grants.kv.store",
     ]);
-    expect(await fields({ grants: { approve: true } })).toContain("policy.grants.approve");
     const http = { allow: ["https://a.example/*"] };
     expect(await fields({ grants: { http, token: { type: "secret", file: "/etc/passwd", hosts: ["a.example"] } } })).toEqual(["policy.grants.token.file"]); // prettier-ignore
     expect(await fields({ limits: { wallMs: 30_000 } })).toContain("policy.limits.wallMs");

@@ -1,6 +1,7 @@
 import { describe, expect, test, vi } from "vitest";
 import { approve, withApproval, type Approval, type ApprovalQuestion } from "#hostapi/approve";
 import {
+  CapabilityError,
   asGuestFunction,
   capability,
   caretaker,
@@ -88,6 +89,12 @@ describe("approve", () => {
     }
   });
 
+  test("an asker that knows why nobody can be asked tells the guest, in an error that is for guests", async () => {
+    const why = new CapabilityError("unavailable", "approve.ask: nobody listens");
+    const asked = callOn(approve({ ask: () => Promise.reject(why) }), "ask", ["Send it?"]);
+    await expect(asked).rejects.toBe(why);
+  });
+
   test("the question names who asks, and holds what was asked", async () => {
     const run = fakeRun();
     const someone = person();
@@ -96,7 +103,7 @@ describe("approve", () => {
       label: "boss",
     });
     const { question, answer: say } = await someone.next();
-    expect(question).toEqual({ run, label: "boss", method: "ask", text: "Delete 3 files?", details: ["a", "b", "c"] }); // prettier-ignore
+    expect(question).toEqual({ run, label: "boss", method: "ask", text: "Delete 3 files?", details: ["a", "b", "c"], untilMs: run.elapsedMs() + 600_000 }); // prettier-ignore
     expect(Object.isFrozen(question) && Object.isFrozen(question.details)).toBe(true);
     say(true);
     await answer;
@@ -339,6 +346,7 @@ describe("withApproval", () => {
     };
     expect(await show("a\u202eb", { deep: [1, "x\ny"] })).toEqual({
       run,
+      untilMs: run.elapsedMs() + 600_000,
       label: "disk",
       method: "put",
       text: "put",

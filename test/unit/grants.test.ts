@@ -296,6 +296,7 @@ describe("the person at the terminal", () => {
     method: "ask",
     text: "may I?",
     details: ["one\x1b[2J", "two\nthree"],
+    untilMs: 600_000,
   };
 
   function terminal() {
