@@ -6,11 +6,16 @@ import { Client, ServiceError, verifyCallback, type JobEvent, type JobRequest } 
 import { cutting } from "./cutting.js";
 import { end, shared, start } from "./harness.js";
 
-const it = shared({ limits: { wallMs: 20_000, cpuMs: 20_000, logBytes: 512 * 1024 } });
+/** Time enough for what is cancelled to be under way until then, on a busy machine too. */
+const limits = { wallMs: 20_000, cpuMs: 20_000, logBytes: 512 * 1024 };
+const policy = { limits, grants: { events: true } };
+const it = shared({ limits });
+let key: string;
 let client: Client;
 const clientOf = (apiKey: string, baseUrl = it.service.address): Client => new Client({ baseUrl, apiKey });
-beforeAll(() => {
-  client = clientOf(it.service.made?.key ?? "");
+beforeAll(async () => {
+  key = await it.tenant("main", { policy });
+  client = clientOf(key);
 });
 
 async function all<T>(items: AsyncIterable<T>): Promise<T[]> {
@@ -31,11 +36,11 @@ async function refusal(asked: Promise<unknown>): Promise<ServiceError> {
 async function throughCuts(
   cuts: { afterEvents: number; times: number },
   use: (through: Client) => Promise<void>,
-  key = it.service.made?.key ?? "",
+  by = key,
 ): Promise<void> {
   const proxy = await cutting(it.service.address, cuts);
   try {
-    await use(clientOf(key, proxy.address));
+    await use(clientOf(by, proxy.address));
     expect(proxy.cuts()).toBe(cuts.times);
   } finally {
     await proxy.close();
@@ -181,11 +186,9 @@ describe("what a job tells", () => {
   });
 
   test("ends with `full` where it is more than the service keeps", async () => {
-    const limits = { wallMs: 20_000, cpuMs: 20_000, logBytes: 512 * 1024 };
-    const own = clientOf(await it.tenant("talker", { policy: { limits } }));
     const source = "export default () => { for (let i = 0; i < 4000; i++) console.log(i); }";
-    const { id } = await own.jobs.submit({ source, limits });
-    const [full, job] = (await all(own.jobs.events(id))).slice(-2);
+    const { id } = await client.jobs.submit({ source, limits });
+    const [full, job] = (await all(client.jobs.events(id))).slice(-2);
     expect(job).toMatchObject({ type: "job", job: { state: "done" } });
     expect(full).toMatchObject({ type: "full" });
   });
