@@ -84,6 +84,10 @@ function lineOf(event: Exclude<RunEvent, { type: "outcome" }>): [Line["kind"], s
       return ["event", plain(`${event.name} ${valueText(event.data)}`)];
     case "gap":
       return ["gap", `${event.missed} lines are lost: the service keeps no more for a slow reader`];
+    case "approval":
+      return ["event", plain(`it asks: ${event.question.text}`)];
+    case "approval-end":
+      return ["event", `the question is over: ${event.result}`];
   }
 }
 
