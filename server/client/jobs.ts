@@ -73,13 +73,13 @@ export const jobsOf = (service: Connection) => ({
    * The job when it has ended: done, failed or cancelled. Lost connections and a service that is busy or being replaced are
    * outlasted for about a minute at a time.
    *
-   * @throws ServiceError `not-found`, also if it was removed meanwhile; `no-answer` or the service's refusal, after sixteen
+   * @throws ServiceError `not-found`, also if it was removed meanwhile; `no-answer` or the service's refusal, after fifteen
    *   tries in vain
    */
   wait: (id: string, options: JobCallOptions = {}): Promise<Job> => waited(service, id, options),
   /**
-   * The newest first, without outcomes; further pages are asked for one ahead of what is read, so that those that were read
-   * may be removed on the way.
+   * The newest first, without outcomes; further pages are asked for when they are reached, and those that were read may be
+   * removed on the way.
    */
   list: (which: WhichJobs = {}): AsyncGenerator<Job, void, undefined> => listed(service, which),
   /**
@@ -189,21 +189,21 @@ async function* listed(
   service: Connection,
   { signal, state, batch, schedule }: WhichJobs,
 ): AsyncGenerator<Job, void, undefined> {
-  const page = async (before?: string): Promise<Job[]> => {
+  for (let before: string | undefined, last: Job | undefined; ;) {
     const query = { state, batch, schedule, before, limit: PAGE };
-    const { jobs } = await service.json<{ jobs?: unknown }>({ method: "GET", path: ["v1", "jobs"], query, signal }); // prettier-ignore
-    if (!Array.isArray(jobs)) throw badAnswer("the answer is no page of jobs");
-    return jobs.map(jobOf);
-  };
-  for (let jobs = await page(); ;) {
-    const last = jobs.at(-1);
-    const more = last === undefined || jobs.length < PAGE ? [] : await page(last.id);
-    const next = more.at(-1);
-    if (last !== undefined && next !== undefined && !isOlder(next, last))
-      throw badAnswer("a page of jobs goes back to newer ones");
-    yield* jobs;
-    if (more.length === 0) return;
-    jobs = more;
+    const { jobs, next } = await service.json<{ jobs?: unknown; next?: unknown }>({ method: "GET", path: ["v1", "jobs"], query, signal }); // prettier-ignore
+    if (!Array.isArray(jobs) || !["string", "undefined"].includes(typeof next))
+      throw badAnswer("the answer is no page of jobs");
+    for (const job of jobs.map(jobOf)) {
+      // So that it comes to an end, whatever the pages hold.
+      if (last !== undefined && !isOlder(job, last))
+        throw badAnswer("a page of jobs goes back to newer ones");
+      last = job;
+      yield job;
+    }
+    if (next === undefined) return;
+    if (jobs.length === 0) throw badAnswer("a page of jobs is empty, and not the last one");
+    before = next as string;
   }
 }
 

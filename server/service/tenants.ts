@@ -12,7 +12,7 @@ import { completeLimits, LIMITS, type LimitName, type Limits } from "../limits.j
 import { policyOf, PolicyError, type Problem as PolicyProblem } from "../policy.js";
 import type { GrantPolicy, Policy } from "../policy-schema.js";
 import { sha256 } from "./audit-line.js";
-import { callbackRulesProblem } from "./jobs/callbacks.js";
+import { callbackRulesProblem } from "./jobs/callback-rules.js";
 import { first, type Database, type Queries, type Value } from "./database.js";
 import { badFields, Problem } from "./problems.js";
 import type { ScriptContent, TenantSettings } from "./schemas.js";

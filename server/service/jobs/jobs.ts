@@ -15,7 +15,7 @@ import type { Metrics } from "../metrics.js";
 import { badFields, Problem, type FieldError, type ProblemCode } from "../problems.js";
 import { asProblem, type Runner } from "../runner.js";
 import { lockTenant, storedBytes, type Tenant, type Tenants } from "../tenants.js";
-import { secretsOf, type Callbacks } from "./callbacks.js";
+import { secretsOf, signingKey, type Callbacks } from "./callbacks.js";
 import type { JobQueue, Ticket } from "./queue.js";
 import type { Job, JobRequest } from "./schemas.js";
 import { Repeating } from "./repeating.js";
@@ -167,7 +167,7 @@ export class Jobs {
     const { runner, callbacks, tenants } = this.#parts;
     const errors: FieldError[] = [];
     const calls = requests.some(({ callback }) => callback !== undefined);
-    const stored = new Set(calls ? (await tenants.secretNames(tenant.id)).map(({ name }) => name) : []);
+    const stored = calls ? await tenants.secrets(tenant.id) : {};
     for (const [i, request] of requests.entries()) {
       const wrong = (field: string, message: string) =>
         errors.push({ field: `${fields(i)}${field}`, message });
@@ -181,8 +181,12 @@ export class Jobs {
       if (callback === undefined) continue;
       const refusal = callbacks.refusal(tenant, callback.url);
       if (refusal !== undefined) wrong("callback.url", refusal);
-      for (const name of secretsOf(callback))
-        if (!stored.has(name)) wrong("callback.secret", `there is no stored secret ${name}`);
+      for (const name of secretsOf(callback)) {
+        const secret = Object.hasOwn(stored, name) ? stored[name] : undefined;
+        if (secret === undefined) wrong("callback.secret", `there is no stored secret ${name}`);
+        else if (signingKey(secret) === undefined)
+          wrong("callback.secret", `${name} is no key: it must be whsec_ and 24 bytes or more as base64, or a text of 16 characters or more`); // prettier-ignore
+      }
     }
     if (errors.length > 0) throw badFields(errors.slice(0, 100), { code: "forbidden" });
   }

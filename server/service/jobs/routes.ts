@@ -7,7 +7,7 @@ import { idempotencyKey } from "../idempotency.js";
 import { Problem } from "../problems.js";
 import { nothing, problems, scriptName } from "../schemas.js";
 import type { Tenant } from "../tenants.js";
-import { batch, batchRequest, job, JOB_STATES, jobRequest, madeBatch, schedule, scheduleSettings, type Job, type JobRequest } from "./schemas.js"; // prettier-ignore
+import { batch, batchRequest, job, JOB_STATES, jobPage, jobRequest, madeBatch, schedule, scheduleSettings, type Job, type JobRequest } from "./schemas.js"; // prettier-ignore
 
 const MAX_PAGE = 1000;
 const seconds = z.string().max(10).optional().describe("Seconds to wait for the end, up to 60.");
@@ -77,15 +77,18 @@ export function jobRoutes(app: App, parts: ServiceParts): void {
           state: z.enum(JOB_STATES).optional(),
           batch: z.string().max(64).optional(),
           schedule: scriptName.optional(),
-          before: z.string().max(64).optional().describe("The last one of the page before."),
+          before: z
+            .string()
+            .regex(/^\d{1,15}_[\w-]{1,64}$/, "must be the `next` of a page")
+            .optional(),
           limit: z.string().optional(),
         }),
-        response: { 200: z.object({ jobs: z.array(job) }), ...problems },
+        response: { 200: jobPage, ...problems },
       },
     },
-    async (request) => {
+    (request) => {
       const { limit, ...which } = request.query;
-      return { jobs: await table.list(tenantOf(request).id, { ...which, limit: wholeNumber("limit", limit, 100, MAX_PAGE) }) }; // prettier-ignore
+      return table.list(tenantOf(request).id, { ...which, limit: wholeNumber("limit", limit, 100, MAX_PAGE) }); // prettier-ignore
     },
   );
   app.get(
@@ -172,7 +175,8 @@ export function jobRoutes(app: App, parts: ServiceParts): void {
       const { id } = tenantOf(request);
       await countsOf(id, request.params.id);
       for (const state of ["queued", "running"] as const)
-        for (const { id: one } of await table.list(id, { state, batch: request.params.id, limit: MAX_PAGE }))
+        for (const { id: one } of (await table.list(id, { state, batch: request.params.id, limit: MAX_PAGE }))
+          .jobs)
           await jobs.cancel(id, one, request.holder.key);
       return countsOf(id, request.params.id);
     },

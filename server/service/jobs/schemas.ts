@@ -105,6 +105,13 @@ export const batch = z
   .object({ id: z.string(), total: z.number(), counts: z.record(jobState, z.number()) })
   .meta({ id: "Batch" });
 
+export const jobPage = z
+  .object({
+    jobs: z.array(job),
+    next: z.string().optional().describe("`before` of the next page; absent on the last one."),
+  })
+  .meta({ id: "JobPage" });
+
 export const scheduleSettings = z
   .strictObject({
     cron: z.string().max(200).describe("Minute, hour, day of month, month, day of week."),

@@ -345,28 +345,33 @@ export class JobTable {
     return row && jobOf(row);
   }
 
-  /** By time of acceptance, the newest first, before the job `before`; without outcomes. */
+  /**
+   * By time of acceptance, the newest first, without outcomes. `before` is the `next` of the page before, which stays right
+   * whatever is removed meanwhile.
+   */
   async list(
     tenant: string,
     { state, batch, schedule, before, limit }: { state?: JobState | undefined; batch?: string | undefined; schedule?: string | undefined; before?: string | undefined; limit: number }, // prettier-ignore
-  ): Promise<Job[]> {
+  ): Promise<{ jobs: Job[]; next?: string }> {
     const where = ["j.tenant = ?"];
     const values: Value[] = [tenant];
     const also = (condition: string, ...more: Value[]) => (where.push(condition), values.push(...more));
     if (state !== undefined) also("j.state = ?", state);
     if (batch !== undefined) also("j.batch = ?", batch);
     if (schedule !== undefined) also("j.schedule = ?", schedule);
-    if (before !== undefined) {
-      const row = await this.row(tenant, before);
-      if (row === undefined) return [];
-      also("(j.created_ms < ? OR (j.created_ms = ? AND j.id < ?))", row.created_ms, row.created_ms, row.id);
-    }
+    const [, ms, id] = /^(\d+)_(.+)$/.exec(before ?? "") ?? [];
+    if (ms !== undefined && id !== undefined)
+      also("(j.created_ms < ? OR (j.created_ms = ? AND j.id < ?))", Number(ms), Number(ms), id);
     const rows = await this.#db.all<LookedAt>(
       `SELECT ${LIST} ${FROM} WHERE ${where.join(" AND ")} ORDER BY j.created_ms DESC, j.id DESC LIMIT ?`,
       ...values,
-      limit,
+      limit + 1,
     );
-    return rows.map(jobOf);
+    const last = rows.length > limit ? rows[limit - 1] : undefined;
+    return {
+      jobs: rows.slice(0, limit).map(jobOf),
+      ...(last === undefined ? {} : { next: `${last.created_ms}_${last.id}` }),
+    };
   }
 
   async queued(): Promise<number> {
