@@ -188,6 +188,15 @@ function addModule(text: string, before: [string, string][]): [string, string][]
   return [...before, [name, file]];
 }
 
+function addOrigin(text: string, before: string[] = []): string[] {
+  const origin = URL.canParse(text) ? new URL(text).origin : "";
+  if (text !== origin || origin === "null")
+    throw new InvalidArgumentError(
+      "Give a scheme and a host, as in https://app.example.com, without a path.",
+    );
+  return [...before, text];
+}
+
 function parseNode(text: string): string {
   if (/^[\w.:-]{1,64}$/.test(text)) return text;
   throw new InvalidArgumentError("Give 1 to 64 letters, digits, dots, colons, hyphens or underscores.");
@@ -374,6 +383,11 @@ function grammar(done: (code: number) => void): Command {
     )
     .option("--listen <host:port>", "where tenants' requests come in", "127.0.0.1:7070")
     .option("--admin-listen <host:port>", "where administrators' do", "127.0.0.1:7071")
+    .option(
+      "--cors-origin <origin>",
+      "whose pages may ask, as in https://app.example.com; may be given again",
+      addOrigin,
+    )
     .option(
       "--data <dir>",
       "the service's own directory: database, audit log, sealing key",

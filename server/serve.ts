@@ -10,6 +10,7 @@ import { painter, type Paint } from "./show.js";
 export interface ServeFlags {
   listen: string;
   adminListen: string;
+  corsOrigin?: string[];
   data: string;
   store?: string;
   sealingKey?: string;
@@ -43,6 +44,7 @@ export async function serve(flags: ServeFlags, version: string, colours: boolean
     ...(flags.queue === undefined ? {} : { queue: flags.queue }),
     host,
     port,
+    ...(flags.corsOrigin === undefined ? {} : { corsOrigins: flags.corsOrigin }),
     adminHost,
     adminPort,
     limits: { ...LIMITS, ...flags.limit },

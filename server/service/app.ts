@@ -4,6 +4,7 @@
  * document, and no text of a script, secret or key is in the server's log.
  */
 import { randomUUID } from "node:crypto";
+import cors from "@fastify/cors";
 import helmet from "@fastify/helmet";
 import rateLimit from "@fastify/rate-limit";
 import sse from "@fastify/sse";
@@ -45,6 +46,8 @@ export interface ServiceParts {
   version: string;
   /** Most bytes of a body. */
   bodyBytes: number;
+  /** Whose pages may ask, beside the service's own. */
+  corsOrigins: readonly string[];
   tenants: Tenants;
   runner: Runner;
   streams: Streams;
@@ -76,6 +79,15 @@ declare module "fastify" {
 export type App = ReturnType<typeof createApp>;
 export type Audience = "tenant" | "admin";
 
+/** Of pages that may ask (Fetch, 3.3). Keys come in a header and never in a cookie, so that no page has one by itself. */
+const CORS = {
+  methods: ["GET", "POST", "PUT", "DELETE"],
+  allowedHeaders: ["accept", "authorization", "content-type", "idempotency-key", "last-event-id"],
+  exposedHeaders: ["idempotency-replayed", "location", "retry-after", "x-request-id", "x-run-id"],
+  maxAge: 3600,
+  strictPreflight: false,
+};
+
 /** Fastify's own errors that are a client's mistake. */
 const CLIENT_ERRORS: Readonly<Record<string, ProblemCode>> = {
   FST_ERR_CTP_INVALID_JSON_BODY: "bad-json",
@@ -86,7 +98,7 @@ const CLIENT_ERRORS: Readonly<Record<string, ProblemCode>> = {
 };
 
 export function createApp(audience: Audience, parts: ServiceParts) {
-  const { tenants, audit, metrics, bodyBytes, version } = parts;
+  const { tenants, audit, metrics, bodyBytes, version, corsOrigins } = parts;
   const app = Fastify({
     loggerInstance: parts.logger,
     logController: new LogController({ disableRequestLogging: true }), // it would log addresses with their queries
@@ -113,33 +125,40 @@ export function createApp(audience: Audience, parts: ServiceParts) {
 
   const strangers = new Strangers(parts.now);
   const room = new BodyRoom();
-  app.addHook("onRequest", async (request, reply) => {
-    answerHeaders(request, reply);
-    // RFC 9112, 3.2: a request without a host may be meant for anybody.
-    if (request.headers.host === undefined && request.raw.httpVersion === "1.1")
-      throw new Problem("bad-http", "the request has no header Host");
-    if (request.routeOptions.config.open === true || request.is404) return;
-    const holder = await tenants.holder(request.headers.authorization);
-    const route = request.routeOptions.url ?? "";
-    const refuse = (reason: "missing" | "unknown" | "expired" | "forbidden", key: string | undefined) => {
-      // Of one that was somebody's each line is kept.
-      if ((reason === "missing" || reason === "unknown") && strangers.flood())
-        return new Problem("rate-limited", "too many requests without a valid API key", { retryAfterS: 60 });
-      audit.append({ kind: "auth", reason, route, ...(key === undefined ? {} : { key }) });
-      return new Problem("unauthorized", reason === "expired" ? "the API key has expired" : "the request has no valid API key"); // prettier-ignore
-    };
-    if ("refused" in holder) throw refuse(holder.refused, holder.key);
-    if (holder.admin !== (audience === "admin")) throw refuse("forbidden", holder.key);
-    request.holder = { key: holder.key, tenant: holder.admin ? undefined : holder.tenant };
-    const { "content-length": length, "transfer-encoding": coding } = request.headers;
-    const declared = coding === undefined ? Number(length ?? 0) : bodyBytes;
-    const release = room.reserve(request.holder.tenant?.id ?? "", Math.min(declared, bodyBytes));
-    if (release === undefined)
-      throw new Problem("overloaded", "as many bytes of bodies are under way as are taken", {
-        retryAfterS: 1,
-      });
-    whenOver(request.raw, reply.raw, release);
-  });
+  // First, so that a page is told why it was refused, too.
+  if (corsOrigins.length > 0 && audience === "tenant")
+    void app.register(cors, { ...CORS, origin: [...corsOrigins] });
+  app.after(() =>
+    app.addHook("onRequest", async (request, reply) => {
+      answerHeaders(request, reply);
+      // RFC 9112, 3.2: a request without a host may be meant for anybody.
+      if (request.headers.host === undefined && request.raw.httpVersion === "1.1")
+        throw new Problem("bad-http", "the request has no header Host");
+      if (request.routeOptions.config.open === true || request.is404) return;
+      const holder = await tenants.holder(request.headers.authorization);
+      const route = request.routeOptions.url ?? "";
+      const refuse = (reason: "missing" | "unknown" | "expired" | "forbidden", key: string | undefined) => {
+        // Of one that was somebody's each line is kept.
+        if ((reason === "missing" || reason === "unknown") && strangers.flood())
+          return new Problem("rate-limited", "too many requests without a valid API key", {
+            retryAfterS: 60,
+          });
+        audit.append({ kind: "auth", reason, route, ...(key === undefined ? {} : { key }) });
+        return new Problem("unauthorized", reason === "expired" ? "the API key has expired" : "the request has no valid API key"); // prettier-ignore
+      };
+      if ("refused" in holder) throw refuse(holder.refused, holder.key);
+      if (holder.admin !== (audience === "admin")) throw refuse("forbidden", holder.key);
+      request.holder = { key: holder.key, tenant: holder.admin ? undefined : holder.tenant };
+      const { "content-length": length, "transfer-encoding": coding } = request.headers;
+      const declared = coding === undefined ? Number(length ?? 0) : bodyBytes;
+      const release = room.reserve(request.holder.tenant?.id ?? "", Math.min(declared, bodyBytes));
+      if (release === undefined)
+        throw new Problem("overloaded", "as many bytes of bodies are under way as are taken", {
+          retryAfterS: 1,
+        });
+      whenOver(request.raw, reply.raw, release);
+    }),
+  );
 
   app.setErrorHandler(refuse);
   // The streams' plugin answers by itself where a client takes no stream.
@@ -168,7 +187,7 @@ export function createApp(audience: Audience, parts: ServiceParts) {
   });
   if (audience === "tenant") {
     void app.register(underPressure, {
-      maxEventLoopDelay: 1000,
+      maxEventLoopDelay: 2000,
       pressureHandler: () => {
         throw new Problem("overloaded", "this node is busy", { retryAfterS: 2 });
       },

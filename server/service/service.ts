@@ -52,6 +52,8 @@ export interface ServiceOptions {
   host: string;
   /** 0: any that is free. */
   port: number;
+  /** Origins whose pages may ask the tenants' address: "https://app.example.com". */
+  corsOrigins?: readonly string[];
   adminHost: string;
   adminPort: number;
   /** The most that a tenant's policy may give. */
@@ -198,6 +200,7 @@ async function start(
   const parts: ServiceParts = {
     version,
     bodyBytes: BODY_BYTES,
+    corsOrigins: options.corsOrigins ?? [],
     tenants,
     runner,
     streams: new Streams({ now }),

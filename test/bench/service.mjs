@@ -98,6 +98,30 @@ if (process.argv[2] === "client") {
     loaded(count, load, async () => (await sandbox.run(RUN.source, { tenant: "default" })).status);
   await over(20, 2);
   await within(20, 2);
+  const ask = async (method, route, body) => {
+    const answer = await request(service.address + route, {
+      method,
+      headers: { authorization: `Bearer ${key}`, "content-type": "application/json" },
+      ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+    });
+    return answer.body.json();
+  };
+  /** Jobs accepted one by one, for what the disk costs; then a batch of them until the last is done. */
+  const jobs = async (count) => {
+    const times = [];
+    for (let i = 0; i < 20; i++) {
+      const begun = performance.now();
+      await ask("POST", "/v1/jobs", { ...RUN, delayMs: 3_600_000 });
+      times.push(performance.now() - begun);
+    }
+    const start = performance.now();
+    const { jobs: ids } = await ask("POST", "/v1/batches", {
+      jobs: Array.from({ length: count }, () => RUN),
+    });
+    for (const id of ids) await ask("GET", `/v1/jobs/${id}?wait=60`);
+    const seconds = (performance.now() - start) / 1000;
+    return { way: "jobs", perSecond: count / seconds, p50: quantile(times, 0.5), p99: quantile(times, 0.99) };
+  };
   const rows = [];
   for (let round = 0; round < Number(args.rounds); round++) {
     for (const load of LOADS) {
@@ -107,6 +131,7 @@ if (process.argv[2] === "client") {
         { way: "http", ...(await over(count, load)) },
       );
     }
+    rows.push(await jobs(200));
   }
   await service.close();
   await sandbox.close();
@@ -123,6 +148,13 @@ if (process.argv[2] === "client") {
     const ratio = figures[3] / figures[0];
     console.log(`${String(load).padStart(7)} ${figures.map((n) => n.toFixed(1).padStart(11)).join("")} ${ratio.toFixed(2).padStart(16)}   ${JSON.stringify(others)}`); // prettier-ignore
   }
+  const job = (what) =>
+    quantile(
+      rows.filter(({ way }) => way === "jobs").map((row) => row[what]),
+      0.5,
+    );
+  const share = job("perSecond") / middle("library", 8, "perSecond");
+  console.log(`jobs: accepted in ${job("p50").toFixed(1)} ms (p99 ${job("p99").toFixed(1)}); ${job("perSecond").toFixed(1)} a second done, ${share.toFixed(2)} x the library's runs, 8 at once`); // prettier-ignore
   const host = { ...describeHost(), load: os.loadavg(), date: new Date().toISOString() };
   if (args.json !== undefined)
     fs.writeFileSync(args.json, `${JSON.stringify({ host, rows }, undefined, 1)}\n`);
