@@ -117,6 +117,23 @@ export function onlyFamily(supervisor: number = process.pid): Family & { zygote:
   return { ...family, zygote: family.zygote };
 }
 
+/** What a process has open; nothing of one that has ended. man 5 proc_pid_fd */
+export function descriptorsOf(pid: number | "self"): { fd: number; target: string }[] {
+  const dir = `/proc/${pid}/fd`;
+  const unlessGone = <T>(look: () => T): T | undefined => {
+    try {
+      return look();
+    } catch (error) {
+      if (["ENOENT", "ESRCH"].includes((error as NodeJS.ErrnoException).code ?? "")) return undefined;
+      throw error;
+    }
+  };
+  return (unlessGone(() => fs.readdirSync(dir)) ?? []).flatMap((name) => {
+    const target = unlessGone(() => fs.readlinkSync(`${dir}/${name}`)); // one was the listing's own
+    return target === undefined ? [] : [{ fd: Number(name), target }];
+  });
+}
+
 export function descriptorCount(): number {
   return fs.readdirSync("/proc/self/fd").length;
 }

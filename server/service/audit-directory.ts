@@ -60,7 +60,7 @@ export interface Tail {
   last: { ordinal: number; bytes: number } | undefined;
 }
 
-/** The directory's descriptor, with the lock on it. The caller closes it. Throws AuditError. */
+/** The directory's descriptor, with the lock on it. The caller gives it to `unlockDirectory`. Throws AuditError. */
 export function lockDirectory(dir: string): number {
   let fd: number | undefined;
   try {
@@ -71,13 +71,25 @@ export function lockDirectory(dir: string): number {
     sys("flock", fd, LOCK.EX | LOCK.NB);
     return fd;
   } catch (error) {
-    if (fd !== undefined) fs.closeSync(fd);
+    if (fd !== undefined) fs.closeSync(fd); // without the lock
     const { code } = error as NodeJS.ErrnoException;
     if (code === "EAGAIN")
       throw new AuditError("audit-in-use", `another process writes to ${dir}`, { cause: error });
     if (code === "ENOTDIR" || code === "ELOOP")
       throw new AuditError("audit-unsafe", `${dir} is no directory`, { cause: error });
     throw asAuditError(error, `cannot open the audit log ${dir}`);
+  }
+}
+
+/**
+ * Gives the lock back and closes the descriptor. Closing alone would not do: between its fork and its execve a child that
+ * another thread is starting (a keeper) holds a copy, and the lock stays until the last copy is closed. man 2 flock
+ */
+export function unlockDirectory(fd: number): void {
+  try {
+    sys("flock", fd, LOCK.UN);
+  } finally {
+    fs.closeSync(fd);
   }
 }
 

@@ -17,7 +17,7 @@
  */
 import fs from "node:fs";
 import path from "node:path";
-import { asAuditError, AuditError, lockDirectory, readTail } from "./audit-directory.js";
+import { asAuditError, AuditError, lockDirectory, readTail, unlockDirectory } from "./audit-directory.js";
 import { MAX_CUTS, type AuditEvent, type Cut, type Recovered, type Redact } from "./audit-events.js";
 import { LAST_ORDINAL, segmentName, sha256, writeLine, type Head } from "./audit-line.js";
 
@@ -84,7 +84,7 @@ export class AuditLog {
     try {
       return new AuditLog({ ...options, dir, segmentBytes }, lock);
     } catch (error) {
-      fs.closeSync(lock);
+      unlockDirectory(lock);
       throw asAuditError(error, `cannot open the audit log ${dir}`);
     }
   }
@@ -158,7 +158,7 @@ export class AuditLog {
       clearTimeout(this.#timer);
       this.#broken = new AuditError("audit-closed", "the audit log was closed");
       this.#closeFile(this.#segment.fd);
-      fs.closeSync(this.#lock);
+      unlockDirectory(this.#lock);
     }
   }
 

@@ -2,6 +2,7 @@
 import net, { type AddressInfo } from "node:net";
 import { describe, expect, test } from "vitest";
 import { AuditLog } from "#server/service/audit-log";
+import { descriptorsOf, families, members } from "../harness.js";
 import { audited, end, posted, sent, shared, start, temporaryDirectory, until } from "./harness.js";
 
 const it = shared();
@@ -238,6 +239,22 @@ test("a service that starts with less than a policy has tells the operator's mis
   expect((await less.admin("PUT", "/admin/v1/tenants/default", fitting)).status).toBe(200);
   expect((await less.ask("GET", "/v1")).status).toBe(200);
   await end(less);
+});
+
+test("no keeper, zygote or worker has a descriptor of the service's data, its lock or its sockets", async () => {
+  await it.ask("POST", "/v1/runs", { body: { source: "1", type: "script" } }); // it has worked with all that
+  const ofData = (pid: number) => descriptorsOf(pid).filter(({ target }) => target.startsWith(it.dir));
+  const lock = `${it.dir}/audit`;
+  expect(ofData(process.pid).map(({ target }) => target)).toContain(lock); // the control
+  const family = await until(() => families().find(({ workers }) => workers.length > 0));
+  expect(family.zygote).toBeDefined();
+  const sockets = new Set(descriptorsOf(process.pid).map(({ target }) => target).filter((target) => target.startsWith("socket:"))); // prettier-ignore
+  for (const { pid } of members(family)) {
+    const open = descriptorsOf(pid);
+    expect(open.length).toBeGreaterThan(0);
+    expect(ofData(pid)).toEqual([]);
+    expect(open.filter(({ target }) => sockets.has(target))).toEqual([]);
+  }
 });
 
 describe("a first start", () => {

@@ -5,12 +5,13 @@ import path from "node:path";
 import { fileURLToPath } from "node:url";
 import * as fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { AuditError } from "#server/service/audit-directory";
+import { AuditError, lockDirectory } from "#server/service/audit-directory";
 import { callEvent, type AuditEvent } from "#server/service/audit-events";
 import { GENESIS, MAX_LINE_BYTES } from "#server/service/audit-line";
 import type { AuditOptions, WriteCalls } from "#server/service/audit-log";
 import { verifyAudit, type VerifyOptions } from "#server/service/audit-verify";
 import { call, EVERY_KIND, forged, linesIn, openLog, place, recordsIn } from "../audit.js";
+import { descriptorsOf } from "../harness.js";
 
 const root = fileURLToPath(new URL("../..", import.meta.url));
 const [FIRST, SECOND, THIRD] = [1, 2, 3].map((n) => `audit-0000000${n}.jsonl`) as [string, string, string];
@@ -587,6 +588,28 @@ describe("opening", () => {
     child.kill("SIGKILL");
     await over;
     expect(written(at.dir, [call()]).seq).toBe(1);
+  });
+
+  test("is free at once after close, whoever is starting a process at that moment and has a copy of the lock", async () => {
+    using at = place();
+    /** A process with this descriptor, as any has between fork and execve. */
+    const copying = (fd: number) => {
+      const child = spawn("cat", { stdio: ["pipe", "ignore", "ignore", fd] });
+      expect(fs.readlinkSync(`/proc/${child.pid}/fd/3`)).toBe(at.dir);
+      return { ends: () => new Promise((resolve) => child.once("close", resolve).stdin?.end()) };
+    };
+    const bare = lockDirectory(at.dir);
+    const first = copying(bare);
+    fs.closeSync(bare);
+    expect(thrownBy(() => openLog(at.dir)).code).toBe("audit-in-use"); // the control: the copy holds it
+    await first.ends();
+
+    const log = openLog(at.dir);
+    const copy = copying(descriptorsOf("self").find(({ target }) => target === at.dir)?.fd ?? -1);
+    expect(thrownBy(() => openLog(at.dir)).code).toBe("audit-in-use");
+    log.close();
+    openLog(at.dir).close();
+    await copy.ends();
   });
 
   test("refuses a directory or a file that is not the log's alone", () => {
