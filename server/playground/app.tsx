@@ -242,17 +242,23 @@ function Script({
       </div>
       {sample !== undefined && <p class="shows">{sample.shows}</p>}
       <div class="editor" ref={host} />
+      {/* A button that is disabled would lose the focus, and a dialog could not give it back. */}
       <div class="run">
         <button
           type="button"
           class="primary"
-          disabled={running}
+          aria-disabled={running}
           aria-keyshortcuts="Control+Enter"
           onClick={() => void model.start()}
         >
           Run <kbd aria-hidden="true">Ctrl Enter</kbd>
         </button>
-        <button type="button" disabled={!running} aria-keyshortcuts="Escape" onClick={() => model.cancel()}>
+        <button
+          type="button"
+          aria-disabled={!running}
+          aria-keyshortcuts="Escape"
+          onClick={() => running && model.cancel()}
+        >
           Cancel <kbd aria-hidden="true">Esc</kbd>
         </button>
         <p class="quiet">

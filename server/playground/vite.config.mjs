@@ -41,6 +41,7 @@ export default {
     modulePreload: { polyfill: false },
     chunkSizeWarningLimit: 1000,
     reportCompressedSize: false,
+    rolldownOptions: { checks: { bundlerTimings: false } }, // the smaller forms take most of it
   },
   plugins: [smallerForms],
   oxc: { jsx: { runtime: "automatic", importSource: "preact" } },
