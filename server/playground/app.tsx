@@ -2,12 +2,12 @@
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { Outcome } from "../client.js";
 import { Chart } from "./chart.tsx";
-import { KeyDialog, ShareDialog } from "./dialogs.tsx";
+import { AskDialog, KeyDialog, ShareDialog } from "./dialogs.tsx";
 import { openEditor, type Editor } from "./editor.js";
 import { LinkError } from "./link.js";
 import type { Model } from "./model.js";
 import { HullsPanel, OutcomeView } from "./outcome.tsx";
-import { placeIn, words, type RunState } from "./run.js";
+import { ASKED_END, placeIn, words, type RunState } from "./run.js";
 import { SAMPLES } from "./samples.js";
 import { Settings } from "./settings.tsx";
 import { nextTheme, type Theme } from "./theme.js";
@@ -26,6 +26,7 @@ export function App({ model, theme, copy, docs }: AppProps) {
   const state = model.run.value;
   const last = useLast(state);
   const asking = model.asking.value;
+  const question = model.question.value;
   const share = async () => {
     try {
       setLink(await model.link());
@@ -64,6 +65,9 @@ export function App({ model, theme, copy, docs }: AppProps) {
         <p class="unseen" role="status" aria-live="polite" data-testid="live">
           {spoken(state)}
         </p>
+        <p class="unseen" role="status" aria-live="polite" data-testid="asked">
+          {state.phase === "idle" || state.over === undefined ? "" : ASKED_END[state.over]}
+        </p>
         <div class="columns">
           <Script model={model} editor={editor} state={state} />
           <div class="side">
@@ -75,6 +79,9 @@ export function App({ model, theme, copy, docs }: AppProps) {
         <Charts model={model} theme={theme.shown.value} />
       </main>
       {asking !== undefined && <KeyDialog model={model} refused={asking.refused} />}
+      {question !== undefined && (
+        <AskDialog key={`${question.run} ${question.id}`} model={model} question={question} />
+      )}
       {link !== undefined && <ShareDialog link={link} copy={copy} onClose={() => setLink(undefined)} />}
     </>
   );
@@ -160,6 +167,7 @@ function Script({
   const host = useRef<HTMLDivElement>(null);
   const { language, type } = model.draft.value;
   const sample = model.sample.value;
+  const offered = SAMPLES.filter((it) => it === sample || model.samples.value.includes(it));
   const running = model.running.value;
   useEffect(() => {
     if (host.current === null) return;
@@ -195,12 +203,12 @@ function Script({
           <select
             value={sample?.id ?? ""}
             onChange={({ currentTarget: { value } }) => {
-              const chosen = SAMPLES.find(({ id }) => id === value);
+              const chosen = model.samples.value.find(({ id }) => id === value);
               if (chosen !== undefined) model.loadSample(chosen);
             }}
           >
             {sample === undefined && <option value="">from a link</option>}
-            {SAMPLES.map(({ id, title }) => (
+            {offered.map(({ id, title }) => (
               <option value={id} key={id}>
                 {title}
               </option>
@@ -234,17 +242,23 @@ function Script({
       </div>
       {sample !== undefined && <p class="shows">{sample.shows}</p>}
       <div class="editor" ref={host} />
+      {/* A button that is disabled would lose the focus, and a dialog could not give it back. */}
       <div class="run">
         <button
           type="button"
           class="primary"
-          disabled={running}
+          aria-disabled={running}
           aria-keyshortcuts="Control+Enter"
           onClick={() => void model.start()}
         >
           Run <kbd aria-hidden="true">Ctrl Enter</kbd>
         </button>
-        <button type="button" disabled={!running} aria-keyshortcuts="Escape" onClick={() => model.cancel()}>
+        <button
+          type="button"
+          aria-disabled={!running}
+          aria-keyshortcuts="Escape"
+          onClick={() => running && model.cancel()}
+        >
           Cancel <kbd aria-hidden="true">Esc</kbd>
         </button>
         <p class="quiet">

@@ -1,6 +1,8 @@
-/** The two dialogs: for the API key, and for an address to share. */
+/** The three dialogs: for the API key, for an address to share, and for what a script asks. */
 import { useEffect, useRef, useState } from "preact/hooks";
+import { neutral } from "../outcome-words.js";
 import type { Model } from "./model.js";
+import type { Asked } from "./run.js";
 
 /** Open as long as it is rendered; what it covers cannot be reached meanwhile. */
 function useModal() {
@@ -106,4 +108,84 @@ export function ShareDialog({
       </div>
     </dialog>
   );
+}
+
+/** As long as the service takes a note, UTF-16 units. */
+const MAX_NOTE = 200;
+/** No yes counts before: a script could have its question come under a press that was meant for something else. */
+const LOOK_MS = 500;
+const SECOND_MS = 1000;
+
+/** A script's question, in its words, which are text and set apart. Whatever closes it without a yes is a no. */
+export function AskDialog({ model, question }: { model: Model; question: Asked }) {
+  const dialog = useModal();
+  const [note, setNote] = useState("");
+  const [ready, setReady] = useState(false);
+  const [busy, setBusy] = useState(false);
+  const [failed, setFailed] = useState("");
+  const [leftMs, setLeft] = useState(() => model.leftMs(question));
+  useEffect(() => {
+    const look = setTimeout(() => setReady(true), LOOK_MS);
+    const clock = setInterval(() => setLeft(model.leftMs(question)), SECOND_MS / 4);
+    return () => (clearTimeout(look), clearInterval(clock));
+  }, [model, question]);
+  const words = note.trim() === "" ? {} : { note: note.trim() };
+  const refuse = () => {
+    if (!busy) void model.answer(question, { approved: false, ...words });
+  };
+  const approve = async () => {
+    setBusy(true);
+    setFailed(await model.answer(question, { approved: true, ...words }));
+    setBusy(false);
+  };
+  return (
+    <dialog
+      ref={dialog}
+      class="ask"
+      role="alertdialog"
+      aria-labelledby="ask-title"
+      aria-describedby="ask-text ask-left"
+      onClose={refuse}
+    >
+      <h2 id="ask-title">The script asks:</h2>
+      <blockquote id="ask-text" tabIndex={0} role="group" aria-label="The script's words">
+        <p dir="auto">{neutral(question.text)}</p>
+        {question.details.length > 0 && <pre dir="auto">{neutral(question.details.join("\n"))}</pre>}
+      </blockquote>
+      <p class="quiet">
+        {"These are its words, by "}
+        <code>{neutral(`env.${question.capability}.${question.method}`)}</code>
+        {", and not this page's. Your answer stands in the audit log."}
+      </p>
+      <label for="ask-note">Note for the audit log, if you like; the script does not see it</label>
+      <input
+        id="ask-note"
+        autocomplete="off"
+        maxLength={MAX_NOTE}
+        value={note}
+        onInput={(event) => setNote(event.currentTarget.value)}
+      />
+      {failed !== "" && (
+        <p class="mistake" role="alert">
+          {`The answer was not heard. ${failed}`}
+        </p>
+      )}
+      <div class="acts">
+        <p class="left" id="ask-left" role="timer">
+          {`${timeWords(leftMs)} left, then it is a no`}
+        </p>
+        <button type="button" autofocus disabled={busy} aria-keyshortcuts="Escape" onClick={refuse}>
+          Refuse <kbd aria-hidden="true">Esc</kbd>
+        </button>
+        <button type="button" class="primary" disabled={!ready || busy} onClick={() => void approve()}>
+          Approve
+        </button>
+      </div>
+    </dialog>
+  );
+}
+
+function timeWords(ms: number): string {
+  const seconds = Math.ceil(ms / SECOND_MS);
+  return seconds < 60 ? `${seconds} s` : `${Math.floor(seconds / 60)} min ${seconds % 60} s`;
 }

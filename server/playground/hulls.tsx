@@ -138,7 +138,7 @@ export function HullsView({ hulls, status }: { hulls: Hulls; status: string }) {
           </g>
         ))}
         <g aria-hidden="true" class="words">
-          <text x={WIDTH / 2} y="33">
+          <text x={WIDTH / 2} y="33" class={`bridge ${hulls.ended === SUPERVISOR.name ? "ended" : ""}`}>
             supervisor
           </text>
           <text x={WIDTH / 2 + 8} y="64" class="small start">

@@ -3,12 +3,12 @@
  * address, the clock) comes in as powers.
  */
 import { computed, signal } from "@preact/signals";
-import { Client, type KeyFacts, type UsageDay } from "../client.js";
+import { Client, ServiceError, type ApprovalAnswer, type KeyFacts, type UsageDay } from "../client.js";
 import { completeLimits, type Limits } from "../limits.js";
 import { readDeclarations, type Offer } from "./declarations.js";
 import { DraftError, requestOf, type Draft } from "./draft.js";
 import { decodeLink, encodeLink, isLink, LinkError } from "./link.js";
-import { follow, refusalOf, type Refusal, type RunState } from "./run.js";
+import { follow, refusalOf, type Asked, type Refusal, type RunState } from "./run.js";
 import { SAMPLES, type Sample } from "./samples.js";
 
 export interface Powers {
@@ -37,15 +37,20 @@ const MAX_PAST = 100;
 /** Between two drawings of a log that fills, ms. */
 const DRAW_MS = 50;
 const MAX_KEY = 1000;
+/** The header Date has whole seconds: half of one is what it lacks on average. */
+const HALF_SECOND_MS = 500;
 /** As many as GET /v1/usage answers with. */
 const DAYS = 30;
 
 export class Model {
   readonly #powers: Powers;
   #client: Client | undefined;
-  /** Of the run under way, once the service has named it. */
+  /** Of the run under way, once the service has named it; and whose run it is, whatever key comes meanwhile. */
   #run: string | undefined;
+  #runner: Client | undefined;
   #abort: AbortController | undefined;
+  /** How much the service's clock is ahead of this one's. */
+  #aheadMs = 0;
 
   readonly facts = signal<KeyFacts | undefined>(undefined);
   readonly offers = signal<ReadonlyMap<string, Offer>>(new Map());
@@ -69,6 +74,21 @@ export class Model {
     return new Map([...this.offers.value].filter(([name]) => grants.has(name)));
   });
   readonly running = computed(() => this.run.value.phase === "running");
+  /** The samples that this key has the grants for. */
+  readonly samples = computed(() => {
+    const grants = this.facts.value?.grants ?? [];
+    const has = (needed: string) => grants.some(({ name, type }) => name === needed && type === needed);
+    return SAMPLES.filter(({ needs }) => needs === undefined || has(needs));
+  });
+
+  /** The question that was answered here, before the service says so. */
+  readonly #answered = signal<Asked | undefined>(undefined);
+  /** What the script waits for an answer to. */
+  readonly question = computed(() => {
+    const state = this.run.value;
+    const open = state.phase === "running" ? state.question : undefined;
+    return open === this.#answered.value ? undefined : open;
+  });
 
   constructor(powers: Powers) {
     this.#powers = powers;
@@ -177,6 +197,7 @@ export class Model {
     this.notice.value = "";
     this.#abort = new AbortController();
     this.#run = undefined;
+    this.#runner = client;
     const limits: Limits = completeLimits(request.limits ?? {}, facts.limits);
     await follow(client, request, {
       limits,
@@ -191,14 +212,37 @@ export class Model {
 
   /** The stream goes on to the outcome that the service makes of it; before the service has named the run, there is none. */
   cancel(): void {
-    if (this.#run === undefined || this.#client === undefined) return this.#abort?.abort("it was cancelled before it began"); // prettier-ignore
-    this.#client.cancel(this.#run).catch(() => {}); // it has ended already, or the stream tells what is wrong
+    if (this.#run === undefined || this.#runner === undefined) return this.#abort?.abort("it was cancelled before it began"); // prettier-ignore
+    this.#runner.cancel(this.#run).catch(() => {}); // it has ended already, or the stream tells what is wrong
+  }
+
+  /** Milliseconds that are left to answer, by the service's clock, as far as its answers have told it. */
+  leftMs({ expiresMs }: Asked): number {
+    return Math.max(0, expiresMs - this.#powers.now() - this.#aheadMs);
+  }
+
+  /** Resolves to why the answer was not heard; the question is still open then. To "" when it is over, whoever ended it. */
+  async answer(question: Asked, answer: Exclude<ApprovalAnswer, boolean>): Promise<string> {
+    if (this.question.value !== question || this.#runner === undefined) return "";
+    // A no that is not heard is one nevertheless, when the time is over: nobody needs to wait for it.
+    if (!answer.approved) this.#answered.value = question;
+    try {
+      await this.#runner.approve(question.run, question.id, answer);
+    } catch (error) {
+      const late = error instanceof ServiceError && (error.code === "approval-over" || error.code === "not-found"); // prettier-ignore
+      const { title, detail } = refusalOf(error);
+      if (!late) return `${title}: ${detail}`;
+    }
+    this.#answered.value = question;
+    return "";
   }
 
   /** The client tells of a run with its first event; to cancel one that says nothing its id is read from the head. */
   readonly #fetch: typeof globalThis.fetch = async (input, init) => {
     const response = await this.#powers.fetch(input, init);
-    if (init?.method === "POST") this.#run = response.headers.get("x-run-id") ?? undefined;
+    this.#run = response.headers.get("x-run-id") ?? this.#run;
+    const said = Date.parse(response.headers.get("date") ?? "");
+    if (!Number.isNaN(said)) this.#aheadMs = said + HALF_SECOND_MS - this.#powers.now();
     return response;
   };
 

@@ -2,7 +2,14 @@
  * One run as the page sees it: lines as they come, bounded, and how it ended. All texts are a stranger's: they are made
  * plain here, and are only ever text nodes. Pure but for the client that it is given.
  */
-import { ServiceError, type Client, type Outcome, type RunEvent, type RunRequest } from "../client.js";
+import {
+  ServiceError,
+  type ApprovalQuestion,
+  type Client,
+  type Outcome,
+  type RunEvent,
+  type RunRequest,
+} from "../client.js";
 import type { Limits } from "../limits.js";
 import { neutral, placeOf, REASONS, stopFacts, type Place } from "../outcome-words.js";
 import type { Stop } from "../outcome.js";
@@ -15,7 +22,7 @@ const MAX_LINE = 2000;
 export interface Line {
   /** Counts up from 1 within a run. */
   seq: number;
-  kind: "debug" | "log" | "info" | "warn" | "error" | "event" | "gap";
+  kind: "debug" | "log" | "info" | "warn" | "error" | "event" | "asks" | "gap";
   text: string;
 }
 
@@ -28,11 +35,24 @@ export interface Refusal {
   unauthorized: boolean;
 }
 
+/** What a script asks, and of which run it is. */
+export interface Asked extends ApprovalQuestion {
+  run: string;
+}
+/** What became of a question: "void" if no answer counts any more. */
+export type AskedEnd = Extract<RunEvent, { type: "approval-end" }>["result"];
+
+interface Told {
+  lines: readonly Line[];
+  left: number;
+  /** Of the latest question; undefined while it is open, too. */
+  over: AskedEnd | undefined;
+}
 export type RunState =
   | { phase: "idle" }
-  | { phase: "running"; lines: readonly Line[]; left: number }
-  | { phase: "ended"; lines: readonly Line[]; left: number; outcome: Outcome; limits: Limits }
-  | { phase: "refused"; lines: readonly Line[]; left: number; refusal: Refusal };
+  | (Told & { phase: "running"; question: Asked | undefined })
+  | (Told & { phase: "ended"; outcome: Outcome; limits: Limits })
+  | (Told & { phase: "refused"; refusal: Refusal });
 
 /** Reads a stream to its end and tells of each change, at most once in `everyMs`. Never rejects. */
 export async function follow(
@@ -48,33 +68,50 @@ export async function follow(
   let lines: Line[] = [];
   let count = 0;
   let timer: ReturnType<typeof setTimeout> | undefined;
+  let question: Asked | undefined;
+  let over: AskedEnd | undefined;
   const seen = () => {
     lines = lines.slice(-MAX_LINES);
-    return { lines, left: count - lines.length };
+    return { lines, left: count - lines.length, over };
+  };
+  const draw = () => {
+    clearTimeout(timer);
+    timer = undefined;
+    tell({ phase: "running", ...seen(), question });
   };
   const add = (kind: Line["kind"], text: string) => {
     lines.push({ seq: ++count, kind, text });
     if (lines.length > 2 * MAX_LINES) lines = lines.slice(-MAX_LINES);
-    timer ??= setTimeout(() => {
-      timer = undefined;
-      tell({ phase: "running", ...seen() });
-    }, everyMs);
+    timer ??= setTimeout(draw, everyMs);
   };
-  tell({ phase: "running", ...seen() });
+  draw();
   try {
     let outcome: Outcome | undefined;
     for await (const event of client.stream(request, { signal })) {
       if (event.type === "outcome") ({ outcome } = event);
       else add(...lineOf(event));
+      if (event.type === "approval") [question, over] = [{ ...event.question, run: event.run }, undefined];
+      else if (event.type === "approval-end" && event.id === question?.id)
+        [question, over] = [undefined, event.result];
+      else continue;
+      draw(); // a person waits for it, or is not to wait any more
     }
     clearTimeout(timer);
     if (outcome === undefined) throw new ServiceError("no-answer", "the stream ended without an outcome");
     tell({ phase: "ended", ...seen(), outcome, limits });
   } catch (error) {
     clearTimeout(timer);
+    if (question !== undefined) over = "void";
     tell({ phase: "refused", ...seen(), refusal: refusalOf(error) });
   }
 }
+
+/** What became of a question, in a sentence. */
+export const ASKED_END: Readonly<Record<AskedEnd, string>> = {
+  approved: "The question is over: it was approved.",
+  refused: "The question is over: it was refused.",
+  void: "The question is over: nobody answered in time, or the run has ended.",
+};
 
 function lineOf(event: Exclude<RunEvent, { type: "outcome" }>): [Line["kind"], string] {
   switch (event.type) {
@@ -85,9 +122,9 @@ function lineOf(event: Exclude<RunEvent, { type: "outcome" }>): [Line["kind"], s
     case "gap":
       return ["gap", `${event.missed} lines are lost: the service keeps no more for a slow reader`];
     case "approval":
-      return ["event", plain(`it asks: ${event.question.text}`)];
+      return ["asks", plain(event.question.text)];
     case "approval-end":
-      return ["event", `the question is over: ${event.result}`];
+      return ["asks", ASKED_END[event.result]];
   }
 }
 

@@ -6,6 +6,8 @@ export interface Sample {
   title: string;
   /** What to look for. */
   shows: string;
+  /** A grant, of that name and kind, without which it is not offered. */
+  needs?: "approve";
   draft: Pick<Draft, "source" | "type" | "language"> & { input?: string; grants?: readonly string[] };
 }
 
@@ -70,6 +72,24 @@ export default async (steps, env) => {
     ),
   },
   {
+    id: "ask",
+    title: "Ask a person",
+    shows: "The grant approve puts a question to you, and the script waits. No answer in time is a no.",
+    needs: "approve",
+    draft: js(
+      `export default async ({ to, text }, env) => {
+  console.log("the letter is written, but not sent");
+  const yes = await env.approve.ask("Send this letter to " + to + "?", text);
+  return yes ? "sent, if a grant for letters were here" : "kept back";
+};
+`,
+      {
+        input: '{ "to": "ada@example.com", "text": "Dear Ada,\\nthe engine is ready." }',
+        grants: ["approve"],
+      },
+    ),
+  },
+  {
     id: "typescript",
     title: "TypeScript",
     shows: "Types are stripped in a jailed process of their own; lines and columns stay where they are.",
@@ -109,7 +129,8 @@ export default (boxes) => boxes.map(area);
   {
     id: "endless",
     title: "An endless loop",
-    shows: "The deadline ends it, from outside if the language does not. Cancel it with Escape if you like.",
+    shows:
+      "Its limits of time end it, from outside if the language does not. Cancel it with Escape if you like.",
     draft: js(`export default () => {
   console.log("round and round");
   for (;;);

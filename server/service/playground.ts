@@ -51,6 +51,7 @@ export function playgroundRoutes(app: App, directory: string): void {
       prefix: "/playground/",
       cacheControl: false, // said below
       dotfiles: "ignore",
+      preCompressed: true, // as the build made them: nothing is compressed for a request
       setHeaders: (reply, file) => {
         // The name of what is below assets changes with its bytes.
         const kept = file.startsWith(`${directory}/assets/`)

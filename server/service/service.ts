@@ -290,15 +290,19 @@ async function closed(app: ReturnType<typeof createApp>): Promise<void> {
   }
 }
 
-/** Of the first tenant, as far as the service has as much. */
-const FIRST_WALL_MS = 5000;
+/** Of the first tenant, as far as the service has as much: to compute, and to wait for a person who is asked. */
+const FIRST_CPU_MS = 5000;
+const FIRST_WALL_MS = 60_000;
+/** Nobody reads and answers a question in less. */
+const LEAST_ASK_MS = 5000;
 
-/** The first start's tenant, which may do all that needs no authority, and the administrator's key. */
+/** The first start's tenant, which may do all that needs no authority but its own people's, and the administrator's key. */
 async function firstKeys(tenants: Tenants, audit: AuditLog, most: Limits) {
   const tenant = "default";
   const by = "first-start";
-  const limits = { wallMs: Math.min(FIRST_WALL_MS, most.wallMs), cpuMs: Math.min(FIRST_WALL_MS, most.cpuMs) };
-  const settings = tenantSettings.parse({ policy: { limits, grants: { kv: true, events: true } } });
+  const limits = { wallMs: Math.min(FIRST_WALL_MS, most.wallMs), cpuMs: Math.min(FIRST_CPU_MS, most.cpuMs) };
+  const asks = most.wallMs >= LEAST_ASK_MS ? { approve: true } : {};
+  const settings = tenantSettings.parse({ policy: { limits, grants: { kv: true, events: true, ...asks } } });
   const made = await tenants.makeFirst(
     { id: tenant, settings },
     {

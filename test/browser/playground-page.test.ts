@@ -2,6 +2,7 @@
 import type { Page } from "playwright-core";
 import { describe, expect, test } from "vitest";
 import { noBrowser, type Watched } from "./chromium.js";
+import { contrasts } from "./contrast.js";
 import { bench, choose, ends, patientKey, run, widthOver, write } from "./page.js";
 
 const why = noBrowser === undefined ? "" : ` (skipped: ${noBrowser})`;
@@ -167,6 +168,51 @@ describe.skipIf(noBrowser !== undefined)(`the playground's page${why}`, { timeou
       await page.getByRole("region", { name: "Result" }).filter({ hasText: "widewide" }).waitFor();
       expect(await widthOver(page)).toBeLessThanOrEqual(0);
     });
+
+    test.each(["light", "dark"] as const)(
+      "every text can be read in the %s: 4.5 to 1 or more",
+      async (colorScheme) => {
+        const { page } = await open({ colorScheme, reducedMotion: "reduce" });
+        const faint: unknown[] = [];
+        const look = async (when: string) => {
+          const seen = await contrasts(page);
+          expect(seen.checked).toBeGreaterThan(40);
+          faint.push(...seen.faint.map((text) => ({ when, ...text })));
+        };
+        await look("before a run");
+        await page.getByText("More limits").click();
+        const endings = { compute: "It finished", events: "It finished", throw: "It threw", memory: "It was stopped", endless: "It was stopped" }; // prettier-ignore
+        for (const [sample, end] of Object.entries(endings)) {
+          await choose(page, sample);
+          if (sample === "endless") await page.getByLabel(/^wallMs/).fill("100"); // the supervisor ends it
+          await run(page);
+          await ends(page, end);
+          await look(`after ${sample}`);
+        }
+        await page.getByLabel(/^wallMs/).fill("no");
+        await run(page);
+        await page.getByRole("alert").waitFor();
+        await look("with a mistake");
+        await page.getByLabel(/^wallMs/).fill("");
+        await choose(page, "ask");
+        await run(page);
+        await page.getByRole("alertdialog").locator("button.primary:enabled").waitFor();
+        await look("with a question");
+        await page.keyboard.press("Escape");
+        await page.getByRole("button", { name: "Forget key" }).click();
+        await page.getByRole("dialog").waitFor();
+        await look("without a key");
+        expect(faint).toEqual([]);
+        // The control: what cannot be read is found, in a drawing, too.
+        await page.evaluate(`
+        document.querySelector("h1").style.color = "rgb(20, 60, 90)";
+        document.querySelector(".words .bridge").style.fill = "rgb(20, 60, 90)";`);
+        expect((await contrasts(page)).faint.map(({ text }) => text)).toEqual([
+          "doublehull playground",
+          "supervisor",
+        ]);
+      },
+    );
 
     test("it is dark where the system is, unless the switch says otherwise, which stays", async () => {
       const { page } = await open({ colorScheme: "dark" });
