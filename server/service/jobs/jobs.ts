@@ -58,6 +58,9 @@ const FLUSH_MS = 200;
 const LOOK_MS = 500;
 const LOOK_ALONE_MS = 5000;
 
+/** Requests of one tenant that wait for news at once: where jobs run elsewhere each asks the database again and again. */
+const MAX_LISTENING = 1000;
+
 /** What keeps a job from beginning now, and not for good: it goes back in line, and its attempt is not counted. */
 const LATER: ReadonlySet<ProblemCode> = new Set<ProblemCode>([
   "tenant-busy",
@@ -80,12 +83,21 @@ export interface JobEvent {
   data: string;
 }
 
+interface Listener {
+  /** Resolves when there was news since the last time, or after so long, or when its request is over. */
+  news(ms: number): Promise<void>;
+  /** Idempotent. */
+  leave(): void;
+}
+
 export class Jobs {
   readonly #parts: JobsParts;
   /** Those under way here. Aborted with the reason why. */
   readonly #running = new Map<string, AbortController>();
   /** Who waits for news of a job. */
   readonly #waiting = new Map<string, Set<() => void>>();
+  /** How many of each tenant's requests do. */
+  readonly #listening = new Map<string, number>();
   readonly #look: Repeating;
   /** Of all tenants, when last counted. */
   #queued = 0;
@@ -339,15 +351,20 @@ export class Jobs {
     return job;
   }
 
-  /** The job when it has ended, or as it is after so long, or when `gone` aborts. */
+  /** The job when it has ended, or as it is after so long, or when `gone` aborts. Throws Problem `not-found`, `tenant-busy`. */
   async wait(tenant: string, id: string, ms: number, gone: AbortSignal): Promise<Job> {
+    if (ms === 0) return this.get(tenant, id);
     const end = Date.now() + ms;
-    for (;;) {
-      const news = this.#news(id, gone);
-      const job = await this.get(tenant, id);
-      const left = end - Date.now();
-      if (hasEnded(job) || left <= 0 || gone.aborted || this.#closing) return job;
-      await news(Math.min(left, this.#lookMs));
+    const listener = this.#listen(tenant, id, gone);
+    try {
+      for (;;) {
+        const job = await this.get(tenant, id);
+        const left = end - Date.now();
+        if (hasEnded(job) || left <= 0 || gone.aborted || this.#closing) return job;
+        await listener.news(Math.min(left, this.#lookMs));
+      }
+    } finally {
+      listener.leave();
     }
   }
 
@@ -385,26 +402,41 @@ export class Jobs {
       throw new Problem("conflict", `the job is ${state}: cancel it first`);
   }
 
-  /** What its runs tell after the event of that number, and at the end the job itself. */
-  async *events(tenant: string, id: string, after: number, gone: AbortSignal): AsyncGenerator<JobEvent> {
-    for (let seq = after; ;) {
-      const news = this.#news(id, gone);
-      const job = await this.get(tenant, id); // before its events are read: the last ones are written before its end
-      for (;;) {
-        const page = await this.#parts.table.events(id, seq, 200);
-        for (const { seq: number, event, data } of page) {
-          if (gone.aborted) return;
-          seq = number;
-          yield { id: String(number), event, data };
+  /** What its runs tell after the event of that number, and at the end the job itself. Throws as `wait` does, at once. */
+  events(tenant: string, id: string, after: number, gone: AbortSignal): AsyncGenerator<JobEvent> {
+    const listener = this.#listen(tenant, id, gone);
+    // A generator that nobody begins has no end: who went away by then is not waited for.
+    gone.addEventListener("abort", () => listener.leave(), { once: true });
+    if (gone.aborted) listener.leave();
+    return this.#events(tenant, id, { after, gone, listener });
+  }
+
+  async *#events(
+    tenant: string,
+    id: string,
+    { after, gone, listener }: { after: number; gone: AbortSignal; listener: Listener },
+  ): AsyncGenerator<JobEvent> {
+    try {
+      for (let seq = after; ;) {
+        const job = await this.get(tenant, id); // before its events are read: the last ones are written before its end
+        for (;;) {
+          const page = await this.#parts.table.events(id, seq, 200);
+          for (const { seq: number, event, data } of page) {
+            if (gone.aborted) return;
+            seq = number;
+            yield { id: String(number), event, data };
+          }
+          if (page.length < 200) break;
         }
-        if (page.length < 200) break;
+        if (gone.aborted || this.#closing) return;
+        if (hasEnded(job)) {
+          yield { id: String(seq), event: "job", data: jsonText(job) };
+          return;
+        }
+        await listener.news(this.#lookMs);
       }
-      if (gone.aborted || this.#closing) return;
-      if (hasEnded(job)) {
-        yield { id: String(seq), event: "job", data: jsonText(job) };
-        return;
-      }
-      await news(this.#lookMs);
+    } finally {
+      listener.leave();
     }
   }
 
@@ -412,20 +444,41 @@ export class Jobs {
     return this.#parts.alone ? LOOK_ALONE_MS : LOOK_MS;
   }
 
-  /** From now on listens; what comes back waits for news, so long at most. */
-  #news(id: string, gone: AbortSignal): (ms: number) => Promise<void> {
+  /** From now on listens, until it leaves. Throws Problem `tenant-busy`. */
+  #listen(tenant: string, id: string, gone: AbortSignal): Listener {
+    const count = this.#listening.get(tenant) ?? 0;
+    if (count >= MAX_LISTENING)
+      throw new Problem("tenant-busy", `${count} requests wait for news of jobs, as many as may`, { retryAfterS: 5 }); // prettier-ignore
+    this.#listening.set(tenant, count + 1);
+    let heard = false;
     let wake = () => {};
-    const heard = new Promise<void>((resolve) => (wake = resolve));
+    const hear = () => {
+      heard = true;
+      wake();
+    };
     const own = this.#waiting.get(id) ?? new Set();
-    this.#waiting.set(id, own.add(wake));
-    return async (ms) => {
-      const timer = setTimeout(wake, ms);
-      gone.addEventListener("abort", wake, { once: true });
-      if (!gone.aborted) await heard;
-      gone.removeEventListener("abort", wake);
-      clearTimeout(timer);
-      own.delete(wake);
-      if (own.size === 0 && this.#waiting.get(id) === own) this.#waiting.delete(id);
+    this.#waiting.set(id, own.add(hear));
+    gone.addEventListener("abort", hear, { once: true });
+    return {
+      news: async (ms) => {
+        if (!heard && !gone.aborted)
+          await new Promise<void>((resolve) => {
+            const timer = setTimeout(resolve, ms);
+            wake = () => {
+              clearTimeout(timer);
+              resolve();
+            };
+          });
+        heard = false;
+      },
+      leave: () => {
+        if (!own.delete(hear)) return;
+        gone.removeEventListener("abort", hear);
+        if (own.size === 0 && this.#waiting.get(id) === own) this.#waiting.delete(id);
+        const left = (this.#listening.get(tenant) ?? 1) - 1;
+        if (left > 0) this.#listening.set(tenant, left);
+        else this.#listening.delete(tenant);
+      },
     };
   }
 

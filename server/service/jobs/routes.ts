@@ -102,8 +102,9 @@ export function jobRoutes(app: App, parts: ServiceParts): void {
       const header = request.headers["last-event-id"];
       const after = wholeNumber("last-event-id", typeof header === "string" ? header : undefined, 0, 2 ** 40);
       await jobs.get(id, request.params.id);
+      const events = jobs.events(id, request.params.id, after, goneWith(reply));
       beginStream(reply);
-      await reply.sse.send(jobs.events(id, request.params.id, after, goneWith(reply)));
+      await reply.sse.send(events);
     },
   );
   app.post(
