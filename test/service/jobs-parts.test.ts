@@ -29,7 +29,9 @@ test("who has asked for a job is forgotten: a million questions leave nothing in
   await ask(1000);
   const before = used();
   await ask(30_000);
-  expect(used() - before).toBeLessThan(2 * 1024 * 1024);
+  const after = used();
+  await ask(1); // until here it is in use
+  expect(after - before).toBeLessThan(2 * 1024 * 1024);
 });
 
 test("of one tenant a thousand requests wait for news, and no more; another tenant's still may", async () => {
@@ -106,7 +108,7 @@ describe("of the table", () => {
     now += 100_000;
     const late = await table.offer(false);
     expect(late.map(({ tenant }) => tenant)).toEqual(Array.from({ length: 20 }, () => "c"));
-    expect(place(late)).toEqual(Array.from({ length: 20 }, (_, i) => next + i));
+    expect(place(late).sort((a, b) => a - b)).toEqual(Array.from({ length: 20 }, (_, i) => next + i));
   });
 
   test("results are forgotten in time, those whose callback is pending later, and none keeps others", async () => {
