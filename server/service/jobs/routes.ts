@@ -37,7 +37,7 @@ export function jobRoutes(app: App, parts: ServiceParts): void {
       offer = taken.offer;
       return jsonText(answer(taken.ids));
     };
-    const result = once === undefined ? { answer: await db.transaction(write), again: false } : await idempotency.written(tenant, once, requests, write); // prettier-ignore
+    const result = once === undefined ? { answer: await db.transaction(write), again: false } : await idempotency.written(tenant, once, batch === undefined ? requests[0] : { jobs: requests }, write); // prettier-ignore
     await offer();
     return { text: result.answer, again: result.again };
   }
@@ -115,7 +115,7 @@ export function jobRoutes(app: App, parts: ServiceParts): void {
   app.post(
     "/v1/jobs/:id/retry",
     { schema: { summary: "Run a job again that failed or was cancelled", tags, params: one, response: jobAnswers } }, // prettier-ignore
-    (request) => jobs.again(tenantOf(request).id, request.params.id, request.holder.key),
+    (request) => jobs.again(tenantOf(request), request.params.id, request.holder.key),
   );
   app.delete(
     "/v1/jobs/:id",

@@ -16,6 +16,7 @@
  */
 import { first, type Database, type Queries, type Value } from "../database.js";
 import type { ProblemDocument } from "../problems.js";
+import { lockTenant } from "../tenants.js";
 import { JOB_STATES, type Job, type JobRequest, type JobState } from "./schemas.js";
 import type { Ticket } from "./queue.js";
 
@@ -39,10 +40,12 @@ export interface JobRow {
   started_ms: number | null;
   ended_ms: number | null;
   expires_ms: number | null;
+  /** When it has failed if it could not begin by then. */
+  give_up_ms: number;
 }
 type OfferedRow = Pick<JobRow, "id" | "attempt" | "tenant" | "turn">;
 /** As they are looked at: a list leaves outcomes out. */
-type LookedAt = Omit<JobRow, "outcome_json" | "request_json" | "node" | "cancelled"> & {
+type LookedAt = Omit<JobRow, "outcome_json" | "request_json" | "node" | "cancelled" | "give_up_ms"> & {
   outcome_json?: string | null;
 } & DeliveryRow;
 interface DeliveryRow {
@@ -73,6 +76,8 @@ export interface End {
 
 /** A node that has not been seen for so long is dead, ms. Clocks of nodes must agree far better than that. */
 export const DEAD_MS = 20_000;
+/** A job that could not begin for so long, for whatever is full or used up, has failed, ms. */
+const GIVE_UP_MS = 7 * 86_400_000;
 /** A queue that was told of a job is told again after so long, ms. */
 const OFFER_AGAIN_MS = 30_000;
 const OFFERS = 500;
@@ -148,8 +153,8 @@ export class JobTable {
       turns.set(line, turn + 1);
       await queries.run(
         `INSERT INTO jobs (id, tenant, key, batch, schedule, request_json, state, turn, due_ms, offered_ms, attempt,
-            max_attempts, cancelled, bytes, created_ms)
-          VALUES (?, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, 0, ?, 0, ?, ?)`,
+            max_attempts, cancelled, bytes, created_ms, give_up_ms)
+          VALUES (?, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, 0, ?, 0, ?, ?, ?)`,
         id,
         tenant,
         key,
@@ -162,6 +167,7 @@ export class JobTable {
         request.retry.attempts,
         Buffer.byteLength(json),
         now,
+        due + GIVE_UP_MS,
       );
       if (due <= now) tickets.push({ job: id, attempt: 0, tenant, turn });
     }
@@ -206,7 +212,7 @@ export class JobTable {
     return rows.map(({ id, attempt, tenant, turn }) => ({ job: id, attempt, tenant, turn }));
   }
 
-  /** The queue could not be told of these. */
+  /** The queue could not be told of these, or has lost them: those that wait are offered again. */
   async unoffered(jobs: readonly string[]): Promise<void> {
     for (const id of jobs)
       await this.#db.run("UPDATE jobs SET offered_ms = 0 WHERE id = ? AND state = 'queued'", id);
@@ -236,16 +242,19 @@ export class JobTable {
    * more.
    */
   async putBack(
-    { id, node, attempt }: JobRow,
-    { dueMs, begun, problem, outcome }: { dueMs: number; begun: boolean; problem?: ProblemDocument; outcome?: string }, // prettier-ignore
+    { id, node, attempt, request_json, give_up_ms }: JobRow,
+    { dueMs, begun, problem, outcome, eventBytes }: { dueMs: number; begun: boolean; problem?: ProblemDocument; outcome?: string; eventBytes: number }, // prettier-ignore
   ): Promise<boolean> {
     const changed = await this.#db.run(
-      `UPDATE jobs SET state = 'queued', node = NULL, attempt = ?, due_ms = ?, offered_ms = 0, problem_json = ?, outcome_json = ?
+      `UPDATE jobs SET state = 'queued', node = NULL, attempt = ?, due_ms = ?, offered_ms = 0, problem_json = ?, outcome_json = ?,
+          bytes = ?, give_up_ms = ?
         WHERE id = ? AND state = 'running' AND node = ? AND attempt = ? AND cancelled = 0`,
       begun ? attempt : attempt - 1,
       dueMs,
       problem === undefined ? null : JSON.stringify(problem),
       outcome ?? null,
+      Buffer.byteLength(request_json) + Buffer.byteLength(outcome ?? "") + eventBytes,
+      begun ? dueMs + GIVE_UP_MS : give_up_ms,
       id,
       node,
       attempt,
@@ -320,24 +329,31 @@ export class JobTable {
     return rows.map(({ id }) => id);
   }
 
-  /** A job that failed or was cancelled once more, with as many attempts as it was declared with. False: it is no such job. */
-  async again(tenant: string, id: string): Promise<boolean> {
+  /**
+   * A job that failed or was cancelled once more, with as many attempts as it was declared with, unless `most` of the
+   * tenant's wait.
+   */
+  async again(tenant: string, id: string, most: number): Promise<"queued" | "full" | "no such job"> {
     const row = await this.row(tenant, id);
-    if (row === undefined) return false;
+    if (row === undefined) return "no such job";
     const { retry } = JSON.parse(row.request_json) as JobRequest;
+    const now = this.#now();
     return this.#db.transaction(async (queries) => {
+      await lockTenant(queries, tenant);
+      if ((await this.waiting(queries, tenant)) >= most) return "full";
       const changed = await queries.run(
         `UPDATE jobs SET state = 'queued', cancelled = 0, due_ms = ?, offered_ms = 0, ended_ms = NULL, expires_ms = NULL,
-            max_attempts = attempt + ?
+            max_attempts = attempt + ?, give_up_ms = ?
           WHERE tenant = ? AND id = ? AND state IN ('failed', 'cancelled')`,
-        this.#now(),
+        now,
         retry.attempts,
+        now + GIVE_UP_MS,
         tenant,
         id,
       );
       // A callback that has not left yet would tell of an end that is none any more.
       if (changed > 0) await queries.run("DELETE FROM deliveries WHERE job = ?", id);
-      return changed > 0;
+      return changed > 0 ? "queued" : "no such job";
     });
   }
 
