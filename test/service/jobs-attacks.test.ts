@@ -2,7 +2,7 @@
 import fs from "node:fs";
 import http from "node:http";
 import type { AddressInfo } from "node:net";
-import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from "vitest";
+import { afterEach, describe, expect, test, vi } from "vitest";
 import { shared, type Ask } from "./harness.js";
 
 /** What the service's clock is ahead of this machine's, ms. */
@@ -52,6 +52,8 @@ describe("a tenant", () => {
     const key = await tenant("prompt");
     const id = await post({ ...one, callback: { url: url(prompt), secret: "HOOK" } }, { key });
     while ((await look(id, { key })).callback?.state !== "delivered");
+    for (let i = 0; i < 4; i++)
+      expect((await it.admin("DELETE", `/admin/v1/tenants/silent-${i}`)).status).toBe(204);
     for (const server of [silent, prompt]) {
       server.closeAllConnections();
       server.close();
@@ -219,6 +221,28 @@ describe("with an audit log whose disk is full", () => {
     }
   });
 
+  test("callbacks wait, and none of their tries is used up", async () => {
+    const key = await it.tenant("untold", { policy });
+    await it.ask("PUT", "/v1/secrets/HOOK", { key, body: { value: "x" } });
+    const callback = { url: "https://127.0.0.1:1/", secret: "HOOK" };
+    const id = await post({ ...one, delayMs: 1e8, callback }, { key });
+    const disk = filling(new RegExp(`"act":"told","job":"${id}"`));
+    await it.ask("POST", `/v1/jobs/${id}/cancel`, { key });
+    for (let refused = 0; refused < 3; refused++) {
+      while (disk.refused <= refused) await new Promise((resolve) => setImmediate(resolve));
+      ahead += 61_000;
+    }
+    expect((await look(id, { key })).callback).toMatchObject({ state: "pending" });
+    disk.full = false;
+    for (;;) {
+      ahead += 61_000;
+      const { callback: told } = await look(id, { key });
+      if (told.state === "pending") continue;
+      expect(told).toEqual({ state: "failed", attempts: 1, detail: "the address may not be called" });
+      break;
+    }
+  });
+
   test("a request with an Idempotency-Key that has run is not run again", async () => {
     const key = await it.tenant("unended-once", { policy });
     const source = `export default async (i, { kv }) => { const n = ((await kv.get("n")) ?? 0) + 1; await kv.set("n", n); return n; }`;
@@ -231,4 +255,3 @@ describe("with an audit log whose disk is full", () => {
     expect(again.body.outcome?.value ?? again.body.code).toBe(1);
   });
 });
-void [afterAll, beforeAll];

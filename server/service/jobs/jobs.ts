@@ -18,7 +18,7 @@ import { asProblem, type Runner } from "../runner.js";
 import { lockTenant, storedBytes, type Tenant, type Tenants } from "../tenants.js";
 import { secretsOf, type Callbacks } from "./callbacks.js";
 import type { JobQueue, Ticket } from "./queue.js";
-import type { Job, JobRequest } from "./schemas.js";
+import { hasEnded, type Job, type JobRequest } from "./schemas.js";
 import { Repeating } from "./repeating.js";
 import type { End, JobRow, JobTable } from "./table.js";
 
@@ -550,8 +550,6 @@ export class Jobs {
     for (const wake of this.#waiting.get(id) ?? []) wake();
   }
 }
-
-export const hasEnded = ({ state }: Job): boolean => state !== "queued" && state !== "running";
 
 const noJob = () => new Problem("not-found", "there is no such job, or its result is kept no longer");
 
