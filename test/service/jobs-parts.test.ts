@@ -7,6 +7,7 @@ import vm from "node:vm";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { openDatabase, type Database } from "#server/service/database";
 import { Jobs } from "#server/service/jobs/jobs";
+import { Schedules } from "#server/service/jobs/schedules";
 import type { JobRequest } from "#server/service/jobs/schemas";
 import { JobTable } from "#server/service/jobs/table";
 
@@ -109,6 +110,22 @@ describe("of the table", () => {
     const late = await table.offer(false);
     expect(late.map(({ tenant }) => tenant)).toEqual(Array.from({ length: 20 }, () => "c"));
     expect(place(late).sort((a, b) => a - b)).toEqual(Array.from({ length: 20 }, (_, i) => next + i));
+  });
+
+  test("a schedule that has no next time any more stops, says why, and holds up no other", async () => {
+    const job = { source: "1", delayMs: 0, keepS: 60, retry: { attempts: 1, backoffMs: 100, on: [] } };
+    const put = (name: string, timeZone: string) =>
+      db.run("INSERT INTO schedules (tenant, name, key, settings_json, bytes, next_ms) VALUES ('a', ?, '', ?, 0, ?)", name, JSON.stringify({ cron: "* * * * *", timeZone, overlap: "skip", job }), now - 1000); // prettier-ignore
+    await put("a-bad", "Atlantis/Capital"); // known to the node that took it
+    await put("b-good", "UTC");
+    const accept = () => Promise.resolve({ ids: ["made"], offer: () => Promise.resolve() });
+    const logger = { error: () => {} };
+    const schedules = new Schedules({ db, table, tenants: { get: () => Promise.resolve({}) }, jobs: { accept }, logger, now: () => now } as never); // prettier-ignore
+    schedules.start();
+    while ((await schedules.get("a", "b-good")).lastJob !== "made");
+    await schedules.stop();
+    const { nextMs, lastProblem } = await schedules.get("a", "a-bad");
+    expect({ nextMs, lastProblem }).toEqual({ nextMs: null, lastProblem: expect.stringContaining("timeZone") }); // prettier-ignore
   });
 
   test("results are forgotten in time, those whose callback is pending later, and none keeps others", async () => {

@@ -5,7 +5,7 @@ import { jsonText } from "../../show.js";
 import { beginStream, goneWith, tenantOf, wholeNumber, type App, type ServiceParts } from "../app.js";
 import { idempotencyKey } from "../idempotency.js";
 import { Problem } from "../problems.js";
-import { nothing, problems, scriptName } from "../schemas.js";
+import { freeText, nothing, problems, scriptName } from "../schemas.js";
 import type { Tenant } from "../tenants.js";
 import { batch, batchRequest, job, JOB_STATES, jobRequest, schedule, scheduleSettings, type Job, type JobRequest } from "./schemas.js"; // prettier-ignore
 
@@ -15,7 +15,7 @@ const seconds = z.string().max(10).optional().describe("Seconds to wait for the 
 export function jobRoutes(app: App, parts: ServiceParts): void {
   const { jobs, schedules, idempotency, db, table } = parts;
   const tags = ["jobs"];
-  const one = z.object({ id: z.string().max(64) });
+  const one = z.object({ id: freeText(64) });
   const jobAnswers = { 200: job, ...problems };
   /** Up to a minute. */
   const waitOf = (text: string | undefined) => wholeNumber("wait", text, 0, 60) * 1000;
@@ -75,9 +75,9 @@ export function jobRoutes(app: App, parts: ServiceParts): void {
         tags,
         querystring: z.strictObject({
           state: z.enum(JOB_STATES).optional(),
-          batch: z.string().max(64).optional(),
+          batch: freeText(64).optional(),
           schedule: scriptName.optional(),
-          before: z.string().max(64).optional().describe("The last one of the page before."),
+          before: freeText(64).optional().describe("The last one of the page before."),
           limit: z.string().optional(),
         }),
         response: { 200: z.object({ jobs: z.array(job) }), ...problems },
