@@ -45,6 +45,7 @@ export interface Statement {
   pluck(): Statement;
 }
 export interface Database {
+  readonly inTransaction: boolean;
   pragma(source: string, options?: { simple: true }): unknown;
   exec(source: string): void;
   prepare(source: string): Statement;

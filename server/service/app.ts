@@ -282,9 +282,17 @@ class BodyRoom {
   }
 }
 
+/** Fields that one answer names: a body may have a million that are wrong. */
+const MAX_ERRORS = 100;
+
 function problemOf(error: FastifyError | Error): Problem {
   if (hasZodFastifySchemaValidationErrors(error)) {
-    return badFields(error.validation.flatMap((issue) => fieldErrors(issue)));
+    return badFields(
+      error.validation
+        .slice(0, MAX_ERRORS)
+        .flatMap((issue) => fieldErrors(issue))
+        .slice(0, MAX_ERRORS),
+    );
   }
   const code = "code" in error ? CLIENT_ERRORS[error.code] : undefined;
   if (code !== undefined) return new Problem(code, WORDS[code] ?? "the body cannot be read");
@@ -318,7 +326,7 @@ function fieldErrors({
     .slice(0, 200);
   const { keys } = params as { keys?: unknown };
   if (Array.isArray(keys))
-    return keys.map((key) => ({ field: `${field}${field === "" ? "" : "."}${String(key).slice(0, 100)}`, message: "there is no such field" })); // prettier-ignore
+    return keys.slice(0, MAX_ERRORS).map((key) => ({ field: `${field}${field === "" ? "" : "."}${String(key).slice(0, 100)}`, message: "there is no such field" })); // prettier-ignore
   const words = issueWords(field.split(".").at(-1) ?? "", message);
   return [{ field: field === "" ? "body" : field, message: words.slice(0, 500) }];
 }

@@ -78,6 +78,10 @@ export const withoutPassword = (url: string): string =>
 
 // ---- SQLite -----------------------------------------------------------------------------------------------------------
 
+/** What says nothing of the statement: another program that writes for longer than is waited, a disk that is full or broken. */
+const UNUSABLE = /^SQLITE_(?:BUSY|FULL|IOERR|READONLY|CANTOPEN|NOMEM)/;
+const PAUSE_AFTER_MS = 10;
+
 async function openFile(file: string): Promise<Database> {
   let db: SqliteDatabase;
   try {
@@ -100,10 +104,17 @@ async function openFile(file: string): Promise<Database> {
     }
     return statement;
   };
+  /** It answers at once: without a pause now and then, who asks a thousand times lets nothing else of this process happen. */
+  let paused = performance.now();
+  const pause = async () => {
+    if (performance.now() - paused < PAUSE_AFTER_MS) return;
+    await new Promise((resolve) => setImmediate(resolve));
+    paused = performance.now();
+  };
   /** There is one connection: whoever is in a transaction has it alone. */
   let turn: Promise<unknown> = Promise.resolve();
   const alone = <T>(act: () => T | Promise<T>): Promise<T> => {
-    const mine = turn.then(act);
+    const mine = turn.then(pause).then(act);
     turn = mine.catch(() => {}); // its own caller hears of it
     return mine;
   };
@@ -112,8 +123,9 @@ async function openFile(file: string): Promise<Database> {
     try {
       return act();
     } catch (cause) {
-      if ((cause as { code?: unknown }).code !== "SQLITE_CONSTRAINT_FOREIGNKEY") throw cause;
-      throw new DatabaseError("gone", { cause });
+      const { code = "" } = cause as { code?: string };
+      if (code === "SQLITE_CONSTRAINT_FOREIGNKEY") throw new DatabaseError("gone", { cause });
+      throw UNUSABLE.test(code) ? new DatabaseError("unreachable", { cause }) : cause;
     }
   };
   const queries: Queries = {
@@ -125,13 +137,13 @@ async function openFile(file: string): Promise<Database> {
     run: (sql, ...values) => alone(() => queries.run(sql, ...values)),
     transaction: (act) =>
       alone(async () => {
-        prepared("BEGIN IMMEDIATE").run();
+        await queries.run("BEGIN IMMEDIATE");
         try {
           const result = await act(queries);
-          prepared("COMMIT").run();
+          await queries.run("COMMIT");
           return result;
         } catch (error) {
-          prepared("ROLLBACK").run();
+          if (db.inTransaction) prepared("ROLLBACK").run(); // of a full disk it has ended by itself
           throw error;
         }
       }),

@@ -41,6 +41,8 @@ export interface RunnerParts {
   metrics: Metrics;
   store: KvStore;
   files(): Promise<(options: FilesOptions) => FilesCapability>;
+  /** Hears why the line that a run has ended could not be written. */
+  onUnwritten(error: unknown): void;
 }
 
 export interface RunContext {
@@ -245,17 +247,22 @@ export class Runner {
       });
       usage.add(tenant, outcome);
       metrics.ran(engine, outcome);
-      audit.append({
-        kind: "run",
-        act: "finished",
-        run: id,
-        tenant: tenant.id,
-        engine,
-        script,
-        status: outcome.status,
-        ...(outcome.status === "stopped" ? { stop: outcome.stop } : {}),
-        usage: outcome.usage,
-      });
+      // It has run, and whoever asked is told so, even where this line cannot be written: a refusal would have it run again.
+      try {
+        audit.append({
+          kind: "run",
+          act: "finished",
+          run: id,
+          tenant: tenant.id,
+          engine,
+          script,
+          status: outcome.status,
+          ...(outcome.status === "stopped" ? { stop: outcome.stop } : {}),
+          usage: outcome.usage,
+        });
+      } catch (error) {
+        this.#parts.onUnwritten(error);
+      }
       return outcome;
     } finally {
       granted.close();

@@ -175,6 +175,7 @@ async function start(
     metrics,
     store,
     files: () => Promise.resolve(files),
+    onUnwritten: (err) => logger.error({ err }, "the end of a run could not be written to the audit log"),
   });
   const callbacks = new Callbacks({ db, table, tenants, audit, metrics, logger, now });
   const queue = options.queue === undefined ? new LocalQueue() : await openQueue(options.queue, logger);
@@ -193,8 +194,7 @@ async function start(
     node: randomUUID(),
     nodeName: options.node,
     alone: !shared,
-    // Half of what runs at once: whoever waits for an answer finds a place beside them.
-    concurrency: Math.max(1, Math.floor((options.maxConcurrent ?? usualConcurrent()) / 2)),
+    concurrency: jobsAtOnce(options.maxConcurrent ?? usualConcurrent()),
   });
   const schedules = new Schedules({ db, tenants, table, jobs, audit, logger, now });
   const parts: ServiceParts = {
@@ -247,6 +247,9 @@ async function start(
   let closing: Promise<void> | undefined;
   return { address, adminAddress, made, close: () => (closing ??= closeAll()) };
 }
+
+/** Half of what runs at once, and one, for no tenant alone gets all of these; whoever waits for an answer finds a place beside them. */
+const jobsAtOnce = (runs: number): number => Math.max(1, Math.min(Math.floor(runs / 2) + 1, runs - 1));
 
 /** The database of the service and the tenants' key-value store; `closers` get what closes them. */
 async function openStores(

@@ -180,4 +180,16 @@ export const MIGRATIONS: readonly (readonly Statement[])[] = [
     `ALTER TABLE tenants ADD COLUMN incarnation TEXT NOT NULL DEFAULT ''`,
     `UPDATE tenants SET incarnation = id || '/' || created_ms`,
   ],
+  [
+    // In line are those that are due: what is to begin later holds up no turn.
+    `DROP INDEX jobs_line`,
+    `CREATE INDEX jobs_line ON jobs (turn) WHERE state = 'queued' AND offered_ms > 0`,
+    `CREATE INDEX jobs_own_line ON jobs (tenant, turn) WHERE state = 'queued' AND offered_ms > 0`,
+    // What any tenant may ask for as often as it likes is found, or added up, without reading all its jobs.
+    `CREATE INDEX jobs_schedule ON jobs (tenant, schedule, created_ms, id) WHERE schedule IS NOT NULL`,
+    `CREATE INDEX jobs_bytes ON jobs (tenant, bytes)`,
+    // From when on it counts as one that cannot begin.
+    `ALTER TABLE jobs ADD COLUMN give_up_ms INTEGER NOT NULL DEFAULT 0`,
+    `UPDATE jobs SET give_up_ms = due_ms + 604800000`,
+  ],
 ];

@@ -18,9 +18,9 @@ let receiver: http.Server;
 let port: number;
 let received: Received[] = [];
 let careless = 0;
-let answer: (at: number) => { status: number; headers?: Record<string, string> } | "silent" = () => ({
-  status: 200,
-});
+let answer: (
+  at: number,
+) => { status: number; headers?: Record<string, string>; body?: string } | "silent" = () => ({ status: 200 });
 
 /** Tests look again and again. */
 const quotas = { requestsPerMinute: 1e9 };
@@ -32,7 +32,7 @@ beforeAll(async () => {
     request.on("end", () => {
       received.push({ url: request.url ?? "", headers: request.headers, body });
       const said = answer(received.length);
-      if (said !== "silent") response.writeHead(said.status, said.headers).end("ok");
+      if (said !== "silent") response.writeHead(said.status, said.headers).end(said.body ?? "ok");
     });
   });
   await new Promise<void>((ready) => receiver.listen(0, "127.0.0.1", ready));
@@ -161,6 +161,15 @@ test("one that says Gone is not asked again; one that never answers is given up 
   }
   while ((await it.ask("GET", `/v1/jobs/${id}`, { key })).status !== 404);
   expect(got(id)).toHaveLength(9);
+});
+
+test("a receiver that takes it with a long page has taken it; one whose answer is endless is told of", async () => {
+  answer = () => ({ status: 200, body: "x".repeat(100_000) });
+  expect((await until(await accepted({ callback: hook() }), over)).callback.state).toBe("delivered");
+  answer = () => ({ status: 200, body: "x".repeat(1_000_000) });
+  const id = await accepted({ callback: hook() });
+  await until(id, ({ detail }) => /the answer has more than/.test(detail ?? ""));
+  await it.ask("DELETE", `/v1/jobs/${id}`, { key });
 });
 
 test("a redirect is not followed", async () => {

@@ -436,6 +436,7 @@ describe("a schedule", () => {
     [{ cron: "* * * *", job }, "cron"],
     [{ cron: "* * * * * *", job }, "cron"],
     [{ cron: "0 0 30 2 *", job }, "cron"],
+    [{ cron: "2099-01-01T00:00:00", job }, "cron"], // one that is over would have no next time
     [{ cron: "0 0 * * *", timeZone: "Mars/Olympus", job }, "timeZone"],
     [{ cron: "0 0 * * *" }, "job"],
     [{ cron: "0 0 * * *", job: { source: "1", limits: { wallMs: 999_999 } } }, "job.limits.wallMs"],

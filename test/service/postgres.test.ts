@@ -101,8 +101,8 @@ describeWith("PostgreSQL", "two nodes on one database", () => {
     }`;
     const filled = ["a", "b"].map((input, i) => runOn(i === 0 ? a : b, { source: fill, input, grants: ["kv"] }, { key })); // prettier-ignore
     const kept = (await Promise.all(filled)).map(({ body }) => body.outcome.value as number);
-    const [usage] = await query("SELECT keys, bytes FROM kv_spaces WHERE namespace = 'writers/n'");
-    const [rows] = await query("SELECT count(*) AS keys, sum(e.bytes) AS bytes FROM kv_entries AS e JOIN kv_spaces AS s ON s.id = space WHERE namespace = 'writers/n'"); // prettier-ignore
+    const [usage] = await query("SELECT keys, bytes FROM kv_spaces WHERE namespace LIKE 'writers/%/n'");
+    const [rows] = await query("SELECT count(*) AS keys, sum(e.bytes) AS bytes FROM kv_entries AS e JOIN kv_spaces AS s ON s.id = space WHERE namespace LIKE 'writers/%/n'"); // prettier-ignore
     expect(usage).toEqual(rows);
     expect(Number(usage?.["keys"])).toBe((kept[0] ?? 0) + (kept[1] ?? 0));
     expect(Number(usage?.["bytes"])).toBeLessThanOrEqual(3000);
@@ -200,6 +200,13 @@ describeWith("PostgreSQL", "two nodes on one database", () => {
       expect(await field(node.admin("POST", "/admin/v1/tenants/default/keys", { body: { name: "\0" } }))).toEqual(refused("name")); // prettier-ignore
       expect(await field(node.admin("DELETE", "/admin/v1/tenants/default/keys/%00"))).toEqual(refused("key"));
       expect(await field(node.ask("GET", "/v1/scripts?after=%00"))).toEqual(refused("after"));
+      for (const name of ["before", "batch"])
+        expect(await field(node.ask("GET", `/v1/jobs?${name}=%00`))).toEqual(refused(name));
+      const stream = { headers: { accept: "text/event-stream" } };
+      for (const [method, route, more] of [
+        ["GET", "/v1/jobs/%00"], ["GET", "/v1/jobs/%00/events", stream], ["POST", "/v1/jobs/%00/cancel"], ["POST", "/v1/jobs/%00/retry"], ["DELETE", "/v1/jobs/%00"],
+        ["GET", "/v1/batches/%00"], ["POST", "/v1/batches/%00/cancel"],
+      ] as const) expect({ route, field: await field(node.ask(method, route, more)) }).toEqual({ route, field: refused("id") }); // prettier-ignore
       // In what is kept as JSON it is a text like any other.
       const source = 'export default () => "\0"';
       expect((await node.ask("PUT", "/v1/scripts/nul", { body: { source } })).status).toBeLessThan(300);

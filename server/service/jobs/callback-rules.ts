@@ -8,8 +8,8 @@ type Rules = TenantSettings["callbacks"];
 
 /** For a server to answer, ms. */
 const TIMEOUT_MS = 15_000;
-/** Most of an answer, which nobody reads. */
-export const MAX_ANSWER = 16 * 1024;
+/** An answer's body is read and dropped; one that has more counts as none. Bytes. */
+export const MAX_ANSWER = 256 * 1024;
 
 /** What is wrong with a tenant's rules for callbacks: field and message, if anything. */
 export function callbackRulesProblem({ allow, open }: Rules): { field: string; message: string } | undefined {

@@ -12,12 +12,12 @@ import { CapabilityError, type Call } from "../../../hostapi/capability.js";
 import type { HttpAnswer } from "../../../hostapi/http.js";
 import { jsonText } from "../../show.js";
 import type { AuditLog } from "../audit-log.js";
-import type { Database } from "../database.js";
+import { first, type Database } from "../database.js";
 import type { Metrics } from "../metrics.js";
 import type { Tenant, Tenants } from "../tenants.js";
 import { capabilityFor, MAX_ANSWER, permitted } from "./callback-rules.js";
 import { Repeating } from "./repeating.js";
-import type { JobRequest } from "./schemas.js";
+import { hasEnded, type JobRequest } from "./schemas.js";
 import type { JobTable } from "./table.js";
 
 export interface CallbacksParts {
@@ -42,6 +42,8 @@ const AT_ONCE = 16;
 const AT_ONCE_OF_TENANT = 4;
 /** An outcome that has more is left out: receivers refuse large bodies; it can be asked for. UTF-16 units. */
 const MAX_OUTCOME = 256 * 1024;
+/** How long a node whose audit log took no line leaves callbacks to others, ms. */
+const UNWRITABLE_MS = 5000;
 
 interface Due {
   job: string;
@@ -57,6 +59,7 @@ export class Callbacks {
   readonly #parts: CallbacksParts;
   readonly #sending = new Map<string, Promise<void>>();
   readonly #ofTenant = new Map<string, number>();
+  #unwritableUntil = 0;
   readonly #ending = new AbortController();
   readonly #look: Repeating;
 
@@ -91,53 +94,87 @@ export class Callbacks {
   }
 
   async #tick(): Promise<void> {
-    const { db, now, logger } = this.#parts;
+    const { db, audit, now, logger } = this.#parts;
     try {
-      if (this.#sending.size >= AT_ONCE) return;
-      const due = await db.all<Due>(
-        "SELECT job, tenant, attempt FROM deliveries WHERE state = 'pending' AND due_ms <= ? ORDER BY due_ms LIMIT 200",
-        now(),
-      );
-      for (const delivery of due) {
-        const { tenant, job } = delivery;
-        if (this.#sending.size >= AT_ONCE) return;
-        const own = this.#ofTenant.get(tenant) ?? 0;
-        if (own >= AT_ONCE_OF_TENANT || this.#sending.has(job)) continue;
-        this.#ofTenant.set(tenant, own + 1);
-        const sending = this.#send(delivery)
-          .catch((err: unknown) =>
-            logger.error({ err, job }, "a callback could not be sent; it is tried again"),
-          )
-          .finally(() => {
-            this.#sending.delete(job);
-            const left = (this.#ofTenant.get(tenant) ?? 1) - 1;
-            if (left > 0) this.#ofTenant.set(tenant, left);
-            else this.#ofTenant.delete(tenant);
-            this.#look.wake(); // another may have waited for the place
-          });
-        this.#sending.set(job, sending);
+      if (audit.failure !== undefined || now() < this.#unwritableUntil) return;
+      // First of those tenants of whom nothing is under way, then of those with one, and so on: whoever has a thousand that
+      // nobody answers has places as long as nobody else wants them.
+      let nothingBut = -1; // there is nothing to send but of so many tenants: those that are passed over
+      for (let own = 0; own < AT_ONCE_OF_TENANT; own++) {
+        for (;;) {
+          if (this.#sending.size >= AT_ONCE) return;
+          const passed = [...this.#ofTenant].flatMap(([tenant, count]) => (count > own ? [tenant] : []));
+          if (passed.length === nothingBut) break;
+          const jobs = [...this.#sending.keys()];
+          const places = (values: readonly unknown[]) => values.map(() => "?").join(", ");
+          const delivery = await first<Due>(
+            db,
+            `SELECT job, tenant, attempt FROM deliveries WHERE state = 'pending' AND due_ms <= ?
+              ${passed.length > 0 ? `AND tenant NOT IN (${places(passed)})` : ""}
+              ${jobs.length > 0 ? `AND job NOT IN (${places(jobs)})` : ""} ORDER BY due_ms LIMIT 1`,
+            now(),
+            ...passed,
+            ...jobs,
+          );
+          nothingBut = delivery === undefined ? passed.length : -1;
+          if (delivery === undefined) break;
+          this.#begin(delivery);
+        }
       }
     } catch (err) {
       logger.error({ err }, "callbacks could not be looked for");
     }
   }
 
+  #begin(delivery: Due): void {
+    const { tenant, job } = delivery;
+    this.#ofTenant.set(tenant, (this.#ofTenant.get(tenant) ?? 0) + 1);
+    const sending = this.#send(delivery)
+      .catch((err: unknown) =>
+        this.#parts.logger.error({ err, job }, "a callback could not be sent; it is tried again"),
+      )
+      .finally(() => {
+        this.#sending.delete(job);
+        const left = (this.#ofTenant.get(tenant) ?? 1) - 1;
+        if (left > 0) this.#ofTenant.set(tenant, left);
+        else this.#ofTenant.delete(tenant);
+        this.#look.wake(); // another may have waited for the place
+      });
+    this.#sending.set(job, sending);
+  }
+
   async #send({ job, tenant: id, attempt }: Due): Promise<void> {
     const { db, table, tenants, audit, metrics, now } = this.#parts;
+    const lease = now() + LEASE_MS;
     const mine = await db.run(
       "UPDATE deliveries SET attempt = attempt + 1, due_ms = ?, detail = NULL WHERE job = ? AND state = 'pending' AND attempt = ?",
-      now() + LEASE_MS,
+      lease,
       job,
       attempt,
     );
     if (mine === 0) return; // another node's
     const row = await table.row(id, job);
     const facts = await table.get(id, job);
-    if (row === undefined || facts === undefined) return; // removed meanwhile
+    // Removed meanwhile, or it was asked for again: then there is no end to tell of.
+    if (row === undefined || facts === undefined || !hasEnded(facts) || row.ended_ms !== facts.endedMs)
+      return;
     const { callback } = JSON.parse(row.request_json) as JobRequest;
     if (callback === undefined) return;
     const tenant = await tenants.get(id);
-    audit.append({ kind: "job", act: "told", job, tenant: id, attempt: attempt + 1 });
+    try {
+      audit.append({ kind: "job", act: "told", job, tenant: id, attempt: attempt + 1 });
+    } catch (error) {
+      // Nothing was sent, and that is none of the tries.
+      this.#unwritableUntil = now() + UNWRITABLE_MS;
+      await db.run(
+        "UPDATE deliveries SET attempt = ? WHERE job = ? AND state = 'pending' AND attempt = ? AND due_ms = ?",
+        attempt,
+        job,
+        attempt + 1,
+        lease,
+      );
+      throw error;
+    }
 
     const { outcome, ...rest } = facts;
     const { callback: _, ...said } = rest;
@@ -148,13 +185,15 @@ export class Callbacks {
     const sent = await this.#post(tenant, callback, `${job}-${row.ended_ms}`, body);
     const wait = WAITS_S[attempt];
     const state = sent.ok ? "delivered" : sent.final || wait === undefined ? "failed" : "pending";
+    // By its lease it is this delivery, and not one of a later end that has come as far.
     await db.run(
-      "UPDATE deliveries SET state = ?, due_ms = ?, detail = ? WHERE job = ? AND state = 'pending' AND attempt = ?",
+      "UPDATE deliveries SET state = ?, due_ms = ?, detail = ? WHERE job = ? AND state = 'pending' AND attempt = ? AND due_ms = ?",
       state,
       now() + (wait ?? 0) * 1000,
       sent.detail,
       job,
       attempt + 1,
+      lease,
     );
     metrics.callback(state);
   }
@@ -197,13 +236,18 @@ export class Callbacks {
     } catch (error) {
       if (!(error instanceof CapabilityError)) throw error;
       const final = error.code === "denied";
-      const words = final ? "the address may not be called" : error.code === "timeout" ? "no answer in time" : "no answer"; // prettier-ignore
+      const words = final ? "the address may not be called" : (WORDS[error.code] ?? "no answer");
       return { ok: false, final, detail: words };
     } finally {
       capability.close(call.run);
     }
   }
 }
+
+const WORDS: Readonly<Record<string, string>> = {
+  timeout: "no answer in time",
+  "too-large": `the answer has more than ${MAX_ANSWER} bytes`,
+};
 
 /** A call of nobody's run: bounded by the capability's own limits. */
 function callOf(tenant: string, id: string, body: Buffer, signal: AbortSignal): Call {

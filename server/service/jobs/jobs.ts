@@ -9,6 +9,7 @@ import { randomUUID } from "node:crypto";
 import type { FastifyBaseLogger } from "fastify";
 import type { Outcome } from "../../outcome.js";
 import { jsonable, jsonText, plainOutcome } from "../../show.js";
+import { AuditError } from "../audit-directory.js";
 import type { AuditLog } from "../audit-log.js";
 import type { Database, Queries } from "../database.js";
 import type { Metrics } from "../metrics.js";
@@ -17,7 +18,7 @@ import { asProblem, type Runner } from "../runner.js";
 import { lockTenant, storedBytes, type Tenant, type Tenants } from "../tenants.js";
 import { secretsOf, signingKey, type Callbacks } from "./callbacks.js";
 import type { JobQueue, Ticket } from "./queue.js";
-import type { Job, JobRequest } from "./schemas.js";
+import { hasEnded, type Job, type JobRequest } from "./schemas.js";
 import { Repeating } from "./repeating.js";
 import type { End, JobRow, JobTable } from "./table.js";
 
@@ -46,10 +47,12 @@ const MAX_QUEUED = 1_000_000;
 /** Looking after what is due, lost, cancelled elsewhere or over, ms. */
 const TICK_MS = 500;
 const COUNT_EVERY = 20;
-/** A job that could not begin for so long, for whatever is full or used up, has failed, ms. */
-const GIVE_UP_MS = 7 * 86_400_000;
-/** For the database to come back when an end is to be written, ms. Other nodes take this one for dead by then. */
+/** For the database or the audit log to come back when an end is to be written, ms. Other nodes take this one for dead by then. */
 const WRITE_MS = 60_000;
+/** How long a node whose audit log took no line leaves jobs to others, ms. */
+const UNWRITABLE_MS = 5000;
+/** Of the jobs that may be under way here one tenant has so many for each place that stays free, as it has of the workers (pool.ts). */
+const HELD_PER_FREE = 3;
 /** Kept of one job's logs and events. It stops a script that fills the disk with what nobody reads. */
 const MAX_EVENTS = 2000;
 const MAX_EVENT_UNITS = 1024 * 1024;
@@ -58,10 +61,14 @@ const FLUSH_MS = 200;
 const LOOK_MS = 500;
 const LOOK_ALONE_MS = 5000;
 
+/** Requests of one tenant that wait for news at once: where jobs run elsewhere each asks the database again and again. */
+const MAX_LISTENING = 1000;
+
 /** What keeps a job from beginning now, and not for good: it goes back in line, and its attempt is not counted. */
 const LATER: ReadonlySet<ProblemCode> = new Set<ProblemCode>([
   "tenant-busy",
   "quota-exceeded",
+  "storage-full",
   "rate-limited",
   "overloaded",
   "draining",
@@ -80,12 +87,24 @@ export interface JobEvent {
   data: string;
 }
 
+interface Listener {
+  /** Resolves when there was news since the last time, or after so long, or when its request is over. */
+  news(ms: number): Promise<void>;
+  /** Idempotent. */
+  leave(): void;
+}
+
 export class Jobs {
   readonly #parts: JobsParts;
   /** Those under way here. Aborted with the reason why. */
   readonly #running = new Map<string, AbortController>();
+  /** How many of each tenant's. */
+  readonly #held = new Map<string, number>();
+  #unwritableUntil = 0;
   /** Who waits for news of a job. */
   readonly #waiting = new Map<string, Set<() => void>>();
+  /** How many of each tenant's requests do. */
+  readonly #listening = new Map<string, number>();
   readonly #look: Repeating;
   /** Of all tenants, when last counted. */
   #queued = 0;
@@ -206,36 +225,69 @@ export class Jobs {
   // -- to run -----------------------------------------------------------------------------------------------------------
 
   async #work(ticket: Ticket): Promise<"over" | "busy"> {
-    const { tenants, runner, table, audit, node, logger } = this.#parts;
+    const { tenants, runner, table, audit, node, now, logger } = this.#parts;
     const abort = new AbortController();
+    let row: JobRow | undefined;
     try {
       const tenant = await tenants.get(ticket.tenant);
-      if (!runner.hasRoom(tenant) || audit.failure !== undefined) return "busy";
+      if (!runner.hasRoom(tenant) || !this.#mayHold(tenant.id)) return "busy";
+      if (audit.failure !== undefined || now() < this.#unwritableUntil) return "busy";
       if (this.#running.has(ticket.job)) return "over"; // a queue may hand it out twice
-      this.#running.set(ticket.job, abort); // before it is claimed: what is claimed and not here counts as lost
-      const row = await table.claim(ticket, node);
+      this.#hold(ticket, abort); // before it is claimed: what is claimed and not here counts as lost
+      row = await table.claim(ticket, node);
       if (row !== undefined) await this.#attempt(tenant, row, abort.signal);
+      else await table.unoffered([ticket.job]); // if it waits all the same: by another clock it is due, say
     } catch (err) {
       // The tenant is gone with its jobs, or the database or the audit log is: what was claimed is found lost.
-      if (!(err instanceof Problem && err.code === "not-found"))
-        logger.error({ err, job: ticket.job }, "a job could not be worked on");
+      if (!(err instanceof Problem)) logger.error({ err, job: ticket.job }, "a job could not be worked on");
+      else if (err.code === "not-found") return "over";
+      if (row === undefined) return "busy"; // it may wait still, and nobody else would come back to it
     } finally {
-      if (this.#running.get(ticket.job) === abort) this.#running.delete(ticket.job);
+      if (this.#running.get(ticket.job) === abort) this.#release(ticket);
       this.#changed(ticket.job);
     }
     return "over";
   }
 
+  /** Whether the tenant may have one more of the places that are free. */
+  #mayHold(tenant: string): boolean {
+    const held = this.#held.get(tenant) ?? 0;
+    const freeAfter = this.#parts.concurrency - this.#running.size - 1;
+    return held === 0 || held + 1 <= HELD_PER_FREE * freeAfter;
+  }
+
+  #hold({ job, tenant }: Ticket, abort: AbortController): void {
+    this.#running.set(job, abort);
+    this.#held.set(tenant, (this.#held.get(tenant) ?? 0) + 1);
+  }
+
+  #release({ job, tenant }: Ticket): void {
+    this.#running.delete(job);
+    const held = (this.#held.get(tenant) ?? 1) - 1;
+    if (held > 0) this.#held.set(tenant, held);
+    else this.#held.delete(tenant);
+  }
+
   async #attempt(tenant: Tenant, row: JobRow, signal: AbortSignal): Promise<void> {
-    const { runner, table, audit, now } = this.#parts;
+    const { db, runner, table, audit, now } = this.#parts;
     const request = JSON.parse(row.request_json) as JobRequest;
     const run = randomUUID();
     const events = new EventLog(row, table, () => this.#changed(row.id));
-    const about = { kind: "job", job: row.id, tenant: tenant.id, run, attempt: row.attempt } as const;
-    await events.open();
-    audit.append({ ...about, act: "started" });
     let outcome: Outcome;
     try {
+      const { storageBytes } = tenant.settings.quotas;
+      // What it returns is not known before. So it begins while there is room, and those that end beyond it are the last.
+      if ((await storedBytes(db, tenant.id)) > storageBytes)
+        throw new Problem("storage-full", `the tenant may store ${storageBytes} bytes`, { retryAfterS: 60 });
+      await events.open();
+      audit.append({
+        kind: "job",
+        act: "started",
+        job: row.id,
+        tenant: tenant.id,
+        run,
+        attempt: row.attempt,
+      });
       events.push("attempt", { attempt: row.attempt, run });
       outcome = await runner.run(tenant, request, {
         id: run,
@@ -246,7 +298,9 @@ export class Jobs {
         onEvent: ({ name, data, seq }) => events.push("event", { name, data: jsonable(data), seq }),
       });
     } catch (error) {
-      await this.#refused(row, asProblem(error), await events.close());
+      const problem = asProblem(error);
+      if (problem.more.cause instanceof AuditError) this.#unwritableUntil = now() + UNWRITABLE_MS;
+      await this.#refused(row, problem, await events.close());
       return;
     }
     const eventBytes = await events.close();
@@ -268,47 +322,63 @@ export class Jobs {
     if (problem.status >= 500 && problem.code !== "draining" && problem.code !== "overloaded")
       logger.error({ err: problem.more.cause ?? problem, code: problem.code, job: row.id }, "refused");
     const dueMs = now() + Math.max(TICK_MS, (problem.more.retryAfterS ?? 1) * 1000);
-    if (LATER.has(problem.code) && dueMs < row.created_ms + GIVE_UP_MS)
+    if (LATER.has(problem.code) && dueMs < row.give_up_ms)
       await this.#retry(row, { begun: false, dueMs, problem: problem.document() }, eventBytes);
     else await this.#end(row, { state: "failed", problem: problem.document(), eventBytes });
   }
 
   /** An attempt that began, and nobody knows how far it came. */
-  async #lost(row: JobRow, eventBytes: number): Promise<void> {
+  async #lost(row: JobRow, eventBytes: number, patienceMs = WRITE_MS): Promise<void> {
     const { retry } = JSON.parse(row.request_json) as JobRequest;
     const problem = new Problem("job-lost", "its node ended while it ran: it may have done a part or all").document(); // prettier-ignore
-    if (row.cancelled > 0) await this.#end(row, { state: "cancelled", eventBytes });
+    if (row.cancelled > 0) await this.#end(row, { state: "cancelled", eventBytes }, patienceMs);
     else if (row.attempt < row.max_attempts && retry.on.includes("lost"))
-      await this.#retry(row, { begun: true, dueMs: this.#parts.now() + backoff(row, retry.backoffMs), problem }, eventBytes); // prettier-ignore
-    else await this.#end(row, { state: "failed", problem, eventBytes });
+      await this.#retry(row, { begun: true, dueMs: this.#parts.now() + backoff(row, retry.backoffMs), problem }, eventBytes, patienceMs); // prettier-ignore
+    else await this.#end(row, { state: "failed", problem, eventBytes }, patienceMs);
   }
 
-  async #retry(row: JobRow, back: Parameters<JobTable["putBack"]>[1], eventBytes: number): Promise<void> {
-    const { table, audit } = this.#parts;
-    if (back.begun) audit.append({ kind: "job", act: "failed", job: row.id, tenant: row.tenant, attempt: row.attempt }); // prettier-ignore
-    if (await this.#written(() => table.putBack(row, back))) return;
+  async #retry(
+    row: JobRow,
+    back: Omit<Parameters<JobTable["putBack"]>[1], "eventBytes">,
+    eventBytes: number,
+    patienceMs = WRITE_MS,
+  ): Promise<void> {
+    const act = back.begun ? "failed" : undefined;
+    const put = () => this.#parts.table.putBack(row, { ...back, eventBytes });
+    if (await this.#written(row, act, put, patienceMs)) return;
     // Somebody cancelled it, or it is another node's by now.
-    await this.#end(row, { state: "cancelled", eventBytes });
+    await this.#end(row, { state: "cancelled", eventBytes }, patienceMs);
   }
 
-  async #end(row: JobRow, end: End): Promise<void> {
-    const { table, audit, metrics, callbacks } = this.#parts;
+  async #end(row: JobRow, end: End, patienceMs = WRITE_MS): Promise<void> {
+    const { table, metrics, callbacks } = this.#parts;
     const act = end.state === "done" ? "finished" : end.state === "cancelled" ? "cancelled" : "given-up";
-    audit.append({ kind: "job", act, job: row.id, tenant: row.tenant, attempt: row.attempt });
-    if (!(await this.#written(() => table.finish(row, end)))) return;
+    if (!(await this.#written(row, act, () => table.finish(row, end), patienceMs))) return;
     metrics.job(end.state);
     callbacks.wake();
   }
 
-  /** Tries until the database takes it: what a script did is not done again for a hiccup of the network. */
-  async #written(write: () => Promise<boolean>): Promise<boolean> {
-    const until = this.#parts.now() + WRITE_MS;
+  /**
+   * Once the audit log has the line, tries until the database takes it: what a script did is not done again for a hiccup of
+   * the network, or of a disk.
+   */
+  async #written(
+    { id, tenant, attempt }: JobRow,
+    act: "finished" | "cancelled" | "given-up" | "failed" | undefined,
+    write: () => Promise<boolean>,
+    patienceMs: number,
+  ): Promise<boolean> {
+    const { audit, now, logger } = this.#parts;
+    const until = now() + patienceMs;
+    let isTold = act === undefined;
     for (let wait = 50; ; wait = Math.min(wait * 2, 5000)) {
       try {
+        if (!isTold && act !== undefined) audit.append({ kind: "job", act, job: id, tenant, attempt });
+        isTold = true;
         return await write();
       } catch (error) {
-        if (this.#parts.now() + wait > until) throw error;
-        this.#parts.logger.warn({ err: error }, "a job's end could not be written; trying again");
+        if (now() + wait > until) throw error;
+        logger.warn({ err: error }, "a job's end could not be written; trying again");
         await new Promise((resolve) => setTimeout(resolve, wait));
       }
     }
@@ -323,7 +393,7 @@ export class Jobs {
       if (!(await table.seen(node, nodeName))) for (const abort of this.#running.values()) abort.abort(LOST);
       for (const id of await table.cancelled(node)) this.#running.get(id)?.abort(CANCELLED);
       for (const row of await table.lost(node, this.#running)) {
-        await this.#lost(row, (await table.eventsKept(row.id)).units);
+        await this.#lost(row, (await table.eventsKept(row.id)).units, 0); // at the next look, else: this one is not to last
         this.#changed(row.id);
       }
       if (!this.#closing) await this.#offer(await table.offer(!this.#parts.alone));
@@ -343,15 +413,20 @@ export class Jobs {
     return job;
   }
 
-  /** The job when it has ended, or as it is after so long, or when `gone` aborts. */
+  /** The job when it has ended, or as it is after so long, or when `gone` aborts. Throws Problem `not-found`, `tenant-busy`. */
   async wait(tenant: string, id: string, ms: number, gone: AbortSignal): Promise<Job> {
+    if (ms === 0) return this.get(tenant, id);
     const end = Date.now() + ms;
-    for (;;) {
-      const news = this.#news(id, gone);
-      const job = await this.get(tenant, id);
-      const left = end - Date.now();
-      if (hasEnded(job) || left <= 0 || gone.aborted || this.#closing) return job;
-      await news(Math.min(left, this.#lookMs));
+    const listener = this.#listen(tenant, id, gone);
+    try {
+      for (;;) {
+        const job = await this.get(tenant, id);
+        const left = end - Date.now();
+        if (hasEnded(job) || left <= 0 || gone.aborted || this.#closing) return job;
+        await listener.news(Math.min(left, this.#lookMs));
+      }
+    } finally {
+      listener.leave();
     }
   }
 
@@ -370,11 +445,17 @@ export class Jobs {
     return this.get(tenant, id);
   }
 
-  async again(tenant: string, id: string, by: string): Promise<Job> {
+  async again({ id: tenant, settings }: Tenant, id: string, by: string): Promise<Job> {
     const { table, audit } = this.#parts;
+    const { queuedJobs } = settings.quotas;
     const { state } = await this.get(tenant, id);
     audit.append({ kind: "job", act: "submitted", job: id, tenant, by });
-    if (!(await table.again(tenant, id)))
+    const result = await table.again(tenant, id, queuedJobs);
+    if (result === "full")
+      throw new Problem("tenant-busy", `the tenant may have ${queuedJobs} jobs that wait`, {
+        retryAfterS: 5,
+      });
+    if (result === "no such job")
       throw new Problem(
         "conflict",
         `the job is ${state}: only one that failed or was cancelled is run again`,
@@ -389,26 +470,41 @@ export class Jobs {
       throw new Problem("conflict", `the job is ${state}: cancel it first`);
   }
 
-  /** What its runs tell after the event of that number, and at the end the job itself. */
-  async *events(tenant: string, id: string, after: number, gone: AbortSignal): AsyncGenerator<JobEvent> {
-    for (let seq = after; ;) {
-      const news = this.#news(id, gone);
-      const job = await this.get(tenant, id); // before its events are read: the last ones are written before its end
-      for (;;) {
-        const page = await this.#parts.table.events(id, seq, 200);
-        for (const { seq: number, event, data } of page) {
-          if (gone.aborted) return;
-          seq = number;
-          yield { id: String(number), event, data };
+  /** What its runs tell after the event of that number, and at the end the job itself. Throws as `wait` does, at once. */
+  events(tenant: string, id: string, after: number, gone: AbortSignal): AsyncGenerator<JobEvent> {
+    const listener = this.#listen(tenant, id, gone);
+    // A generator that nobody begins has no end: who went away by then is not waited for.
+    gone.addEventListener("abort", () => listener.leave(), { once: true });
+    if (gone.aborted) listener.leave();
+    return this.#events(tenant, id, { after, gone, listener });
+  }
+
+  async *#events(
+    tenant: string,
+    id: string,
+    { after, gone, listener }: { after: number; gone: AbortSignal; listener: Listener },
+  ): AsyncGenerator<JobEvent> {
+    try {
+      for (let seq = after; ;) {
+        const job = await this.get(tenant, id); // before its events are read: the last ones are written before its end
+        for (;;) {
+          const page = await this.#parts.table.events(id, seq, 200);
+          for (const { seq: number, event, data } of page) {
+            if (gone.aborted) return;
+            seq = number;
+            yield { id: String(number), event, data };
+          }
+          if (page.length < 200) break;
         }
-        if (page.length < 200) break;
+        if (gone.aborted || this.#closing) return;
+        if (hasEnded(job)) {
+          yield { id: String(seq), event: "job", data: jsonText(job) };
+          return;
+        }
+        await listener.news(this.#lookMs);
       }
-      if (gone.aborted || this.#closing) return;
-      if (hasEnded(job)) {
-        yield { id: String(seq), event: "job", data: jsonText(job) };
-        return;
-      }
-      await news(this.#lookMs);
+    } finally {
+      listener.leave();
     }
   }
 
@@ -416,20 +512,41 @@ export class Jobs {
     return this.#parts.alone ? LOOK_ALONE_MS : LOOK_MS;
   }
 
-  /** From now on listens; what comes back waits for news, so long at most. */
-  #news(id: string, gone: AbortSignal): (ms: number) => Promise<void> {
+  /** From now on listens, until it leaves. Throws Problem `tenant-busy`. */
+  #listen(tenant: string, id: string, gone: AbortSignal): Listener {
+    const count = this.#listening.get(tenant) ?? 0;
+    if (count >= MAX_LISTENING)
+      throw new Problem("tenant-busy", `${count} requests wait for news of jobs, as many as may`, { retryAfterS: 5 }); // prettier-ignore
+    this.#listening.set(tenant, count + 1);
+    let heard = false;
     let wake = () => {};
-    const heard = new Promise<void>((resolve) => (wake = resolve));
+    const hear = () => {
+      heard = true;
+      wake();
+    };
     const own = this.#waiting.get(id) ?? new Set();
-    this.#waiting.set(id, own.add(wake));
-    return async (ms) => {
-      const timer = setTimeout(wake, ms);
-      gone.addEventListener("abort", wake, { once: true });
-      if (!gone.aborted) await heard;
-      gone.removeEventListener("abort", wake);
-      clearTimeout(timer);
-      own.delete(wake);
-      if (own.size === 0 && this.#waiting.get(id) === own) this.#waiting.delete(id);
+    this.#waiting.set(id, own.add(hear));
+    gone.addEventListener("abort", hear, { once: true });
+    return {
+      news: async (ms) => {
+        if (!heard && !gone.aborted)
+          await new Promise<void>((resolve) => {
+            const timer = setTimeout(resolve, ms);
+            wake = () => {
+              clearTimeout(timer);
+              resolve();
+            };
+          });
+        heard = false;
+      },
+      leave: () => {
+        if (!own.delete(hear)) return;
+        gone.removeEventListener("abort", hear);
+        if (own.size === 0 && this.#waiting.get(id) === own) this.#waiting.delete(id);
+        const left = (this.#listening.get(tenant) ?? 1) - 1;
+        if (left > 0) this.#listening.set(tenant, left);
+        else this.#listening.delete(tenant);
+      },
     };
   }
 
@@ -437,8 +554,6 @@ export class Jobs {
     for (const wake of this.#waiting.get(id) ?? []) wake();
   }
 }
-
-export const hasEnded = ({ state }: Job): boolean => state !== "queued" && state !== "running";
 
 const noJob = () => new Problem("not-found", "there is no such job, or its result is kept no longer");
 

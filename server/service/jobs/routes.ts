@@ -5,7 +5,7 @@ import { jsonText } from "../../show.js";
 import { beginStream, goneWith, tenantOf, wholeNumber, type App, type ServiceParts } from "../app.js";
 import { idempotencyKey } from "../idempotency.js";
 import { Problem } from "../problems.js";
-import { nothing, problems, scriptName } from "../schemas.js";
+import { freeText, nothing, problems, scriptName } from "../schemas.js";
 import type { Tenant } from "../tenants.js";
 import { batch, batchRequest, job, JOB_STATES, jobPage, jobRequest, madeBatch, schedule, scheduleSettings, type Job, type JobRequest } from "./schemas.js"; // prettier-ignore
 
@@ -15,7 +15,7 @@ const seconds = z.string().max(10).optional().describe("Seconds to wait for the 
 export function jobRoutes(app: App, parts: ServiceParts): void {
   const { jobs, schedules, idempotency, db, table } = parts;
   const tags = ["jobs"];
-  const one = z.object({ id: z.string().max(64) });
+  const one = z.object({ id: freeText(64) });
   const jobAnswers = { 200: job, ...problems };
   /** Up to a minute. */
   const waitOf = (text: string | undefined) => wholeNumber("wait", text, 0, 60) * 1000;
@@ -37,7 +37,7 @@ export function jobRoutes(app: App, parts: ServiceParts): void {
       offer = taken.offer;
       return jsonText(answer(taken.ids));
     };
-    const result = once === undefined ? { answer: await db.transaction(write), again: false } : await idempotency.written(tenant, once, requests, write); // prettier-ignore
+    const result = once === undefined ? { answer: await db.transaction(write), again: false } : await idempotency.written(tenant, once, batch === undefined ? requests[0] : { jobs: requests }, write); // prettier-ignore
     await offer();
     return { text: result.answer, again: result.again };
   }
@@ -75,7 +75,7 @@ export function jobRoutes(app: App, parts: ServiceParts): void {
         tags,
         querystring: z.strictObject({
           state: z.enum(JOB_STATES).optional(),
-          batch: z.string().max(64).optional(),
+          batch: freeText(64).optional(),
           schedule: scriptName.optional(),
           before: z
             .string()
@@ -105,8 +105,9 @@ export function jobRoutes(app: App, parts: ServiceParts): void {
       const header = request.headers["last-event-id"];
       const after = wholeNumber("last-event-id", typeof header === "string" ? header : undefined, 0, 2 ** 40);
       await jobs.get(id, request.params.id);
+      const events = jobs.events(id, request.params.id, after, goneWith(reply));
       beginStream(reply);
-      await reply.sse.send(jobs.events(id, request.params.id, after, goneWith(reply)));
+      await reply.sse.send(events);
     },
   );
   app.post(
@@ -117,7 +118,7 @@ export function jobRoutes(app: App, parts: ServiceParts): void {
   app.post(
     "/v1/jobs/:id/retry",
     { schema: { summary: "Run a job again that failed or was cancelled", tags, params: one, response: jobAnswers } }, // prettier-ignore
-    (request) => jobs.again(tenantOf(request).id, request.params.id, request.holder.key),
+    (request) => jobs.again(tenantOf(request), request.params.id, request.holder.key),
   );
   app.delete(
     "/v1/jobs/:id",

@@ -108,20 +108,36 @@ export class Schedules {
   async #tick(): Promise<void> {
     const { db, logger, now } = this.#parts;
     try {
-      const due = await db.all<ScheduleRow>(
-        `SELECT * FROM schedules WHERE next_ms <= ? ORDER BY next_ms LIMIT ${AT_ONCE}`,
+      // Each is read when it is its turn: what tenants keep of them all together is more than fits in memory.
+      const due = await db.all<Pick<ScheduleRow, "tenant" | "name">>(
+        `SELECT tenant, name FROM schedules WHERE next_ms <= ? ORDER BY next_ms LIMIT ${AT_ONCE}`,
         now(),
       );
-      for (const row of due) await this.#fire(row);
+      for (const { tenant, name } of due) await this.#fire(tenant, name);
+      if (due.length === AT_ONCE) this.#look.wake(); // there may be more
     } catch (err) {
       logger.error({ err }, "schedules could not be looked after");
     }
   }
 
-  async #fire(row: ScheduleRow): Promise<void> {
-    const { db, tenants, table, jobs, now } = this.#parts;
+  async #fire(tenantId: string, name: string): Promise<void> {
+    const { db, tenants, table, jobs, logger, now } = this.#parts;
+    const row = await first<ScheduleRow>(db, "SELECT * FROM schedules WHERE tenant = ? AND name = ? AND next_ms <= ?", tenantId, name, now()); // prettier-ignore
+    if (row === undefined) return; // removed or changed meanwhile, or another node's
     const settings = JSON.parse(row.settings_json) as ScheduleSettings;
-    const next = nextTime(settings, now());
+    let next: number | null = null;
+    let never: string | null = null;
+    try {
+      next = nextTime(settings, now());
+    } catch (error) {
+      // It was right once: this node may know fewer time zones. It stops, says why, and does not hold up all others.
+      if (!(error instanceof Problem)) throw error;
+      logger.error(
+        { err: error, tenant: tenantId, schedule: name },
+        "a schedule has no next time on this node",
+      );
+      never = `there is no next time: ${error.message}`;
+    }
     /** False: another node made this time's step, or the schedule was changed. */
     const step = async (queries: Pick<Database, "run">, job: string | null, problem: string | null) =>
       (await queries.run(
@@ -134,6 +150,7 @@ export class Schedules {
         row.next_ms,
       )) > 0;
     try {
+      if (never !== null) return void (await step(db, row.last_job, never));
       const before = row.last_job === null ? undefined : await table.row(row.tenant, row.last_job);
       if (settings.overlap === "skip" && (before?.state === "queued" || before?.state === "running")) {
         await step(db, row.last_job, "the job of the time before has not ended");
@@ -162,6 +179,9 @@ function nextTime({ cron, timeZone }: ScheduleSettings, now: number): number {
   } catch {
     throw badField("timeZone", "is no time zone: write it as in Europe/Berlin");
   }
+  // A date as ISO 8601 writes it has no next time once it is over.
+  if (!/^(?:@[a-z]+|\S+(?:\s+\S+){4})$/.test(cron.trim()))
+    throw badField("cron", `must be five fields, as in "0 6 * * 1-5"`);
   let next: Date | null;
   try {
     next = new Cron(cron, { timezone: timeZone, mode: "5-part", paused: true }).nextRun(new Date(now));

@@ -99,6 +99,7 @@ export const job = z
   })
   .meta({ id: "Job" });
 export type Job = z.output<typeof job>;
+export const hasEnded = ({ state }: Job): boolean => state !== "queued" && state !== "running";
 
 export const madeBatch = z.object({ id: z.string(), jobs: z.array(z.string()) });
 export const batch = z

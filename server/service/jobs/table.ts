@@ -10,11 +10,13 @@
  *     ^  \--cancel-->            |                        |
  *     \----- put back, retry ----/<------- again ---------/
  *
- * Fair: a tenant's next job has the turn after its last one that waits, but never one before the front of the line. A
- * tenant with ten thousand jobs and one with a single job then take turns.
+ * Fair: a tenant's next job has the turn after its last one in line, but never one before the front of the line. A tenant
+ * with ten thousand jobs and one with a single job then take turns. A job comes into line when it is due, not before: one
+ * that is to begin in a month would hold the front where it was, and all who come would be put before those who wait.
  */
 import { first, type Database, type Queries, type Value } from "../database.js";
 import type { ProblemDocument } from "../problems.js";
+import { lockTenant } from "../tenants.js";
 import { JOB_STATES, type Job, type JobRequest, type JobState } from "./schemas.js";
 import type { Ticket } from "./queue.js";
 
@@ -38,9 +40,12 @@ export interface JobRow {
   started_ms: number | null;
   ended_ms: number | null;
   expires_ms: number | null;
+  /** When it has failed if it could not begin by then. */
+  give_up_ms: number;
 }
+type OfferedRow = Pick<JobRow, "id" | "attempt" | "tenant" | "turn">;
 /** As they are looked at: a list leaves outcomes out. */
-type LookedAt = Omit<JobRow, "outcome_json" | "request_json" | "node" | "cancelled"> & {
+type LookedAt = Omit<JobRow, "outcome_json" | "request_json" | "node" | "cancelled" | "give_up_ms"> & {
   outcome_json?: string | null;
 } & DeliveryRow;
 interface DeliveryRow {
@@ -71,9 +76,16 @@ export interface End {
 
 /** A node that has not been seen for so long is dead, ms. Clocks of nodes must agree far better than that. */
 export const DEAD_MS = 20_000;
+/** A job that could not begin for so long, for whatever is full or used up, has failed, ms. */
+const GIVE_UP_MS = 7 * 86_400_000;
 /** A queue that was told of a job is told again after so long, ms. */
 const OFFER_AGAIN_MS = 30_000;
 const OFFERS = 500;
+/** Those that are due, and of which a queue was told. Just so in the indices, or they are not used. */
+const IN_LINE = "state = 'queued' AND offered_ms > 0";
+/** Results that are forgotten in one step, and how long those are kept on whose callback is pending, ms. */
+const FORGOTTEN = 200;
+const KEPT_ON_MS = 5000;
 
 const LIST = `j.id, j.tenant, j.key, j.batch, j.schedule, j.state, j.turn, j.due_ms, j.attempt, j.max_attempts, j.problem_json,
   j.created_ms, j.started_ms, j.ended_ms, j.expires_ms,
@@ -111,7 +123,8 @@ export class JobTable {
 
   /** Jobs that run on no living node, or on this one, as the table says, and not among those that it has under way. */
   async lost(node: string, underWay: ReadonlyMap<string, unknown>): Promise<JobRow[]> {
-    await this.#db.run("DELETE FROM nodes WHERE seen_ms < ?", this.#now() - DEAD_MS);
+    // Never itself, though it may have slept since it was seen: what it has under way is under way.
+    await this.#db.run("DELETE FROM nodes WHERE seen_ms < ? AND id <> ?", this.#now() - DEAD_MS, node);
     const own = await this.#db.all<{ id: string }>("SELECT id FROM jobs WHERE state = 'running' AND node = ?", node); // prettier-ignore
     const dropped = own.filter(({ id }) => !underWay.has(id)).slice(0, 100);
     const rows = await this.#db.all<JobRow>("SELECT * FROM jobs WHERE state = 'running' AND node NOT IN (SELECT id FROM nodes) LIMIT 100"); // prettier-ignore
@@ -133,14 +146,15 @@ export class JobTable {
     const tickets: Ticket[] = [];
     const turns = new Map<string, number>();
     for (const { id, tenant, key, request, batch, schedule } of jobs) {
-      const turn = turns.get(tenant) ?? (await this.#turn(queries, tenant));
-      turns.set(tenant, turn + 1);
       const json = JSON.stringify(request);
       const due = now + request.delayMs;
+      const line = `${tenant} ${due <= now}`; // of those that are due later it is their order among themselves
+      const turn = turns.get(line) ?? (due <= now ? await this.#turn(queries, tenant) : 0);
+      turns.set(line, turn + 1);
       await queries.run(
         `INSERT INTO jobs (id, tenant, key, batch, schedule, request_json, state, turn, due_ms, offered_ms, attempt,
-            max_attempts, cancelled, bytes, created_ms)
-          VALUES (?, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, 0, ?, 0, ?, ?)`,
+            max_attempts, cancelled, bytes, created_ms, give_up_ms)
+          VALUES (?, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, 0, ?, 0, ?, ?, ?)`,
         id,
         tenant,
         key,
@@ -153,6 +167,7 @@ export class JobTable {
         request.retry.attempts,
         Buffer.byteLength(json),
         now,
+        due + GIVE_UP_MS,
       );
       if (due <= now) tickets.push({ job: id, attempt: 0, tenant, turn });
     }
@@ -162,45 +177,61 @@ export class JobTable {
   async #turn(queries: Queries, tenant: string): Promise<number> {
     const row = await first<{ own: number | null; front: number | null }>(
       queries,
-      `SELECT (SELECT max(turn) FROM jobs WHERE tenant = ? AND state = 'queued') AS own,
-        (SELECT min(turn) FROM jobs WHERE state = 'queued') AS front`,
+      `SELECT (SELECT max(turn) FROM jobs WHERE tenant = ? AND ${IN_LINE}) AS own,
+        (SELECT min(turn) FROM jobs WHERE ${IN_LINE}) AS front`,
       tenant,
     );
     return Math.max((row?.own ?? -1) + 1, row?.front ?? 0);
   }
 
-  /** Those that are due and of which no queue was told, now told; `again`: also those of which one was, a while ago. */
+  /** Those that are due and not in line, now in line; `again`: also those of which a queue was told a while ago. */
   async offer(again: boolean): Promise<Ticket[]> {
     const now = this.#now();
-    const rows = await this.#db.all<{ id: string; attempt: number; tenant: string; turn: number }>(
-      `UPDATE jobs SET offered_ms = ? WHERE state = 'queued' AND id IN (
-          SELECT id FROM jobs WHERE state = 'queued' AND offered_ms <= ? AND due_ms <= ? ORDER BY offered_ms LIMIT ${OFFERS})
-        RETURNING id, attempt, tenant, turn`,
+    const rows = await this.#db.all<OfferedRow>(
+      `WITH due AS (SELECT id, tenant, due_ms, turn FROM jobs
+          WHERE state = 'queued' AND offered_ms = 0 AND due_ms <= ? ORDER BY due_ms LIMIT ${OFFERS}),
+        placed AS (SELECT id, row_number() OVER (PARTITION BY tenant ORDER BY due_ms, turn) - 1 AS place,
+          coalesce((SELECT max(turn) + 1 FROM jobs WHERE tenant = due.tenant AND ${IN_LINE}), 0) AS own,
+          coalesce((SELECT min(turn) FROM jobs WHERE ${IN_LINE}), 0) AS front FROM due)
+        UPDATE jobs SET offered_ms = ?, turn = place + CASE WHEN own > front THEN own ELSE front END
+          FROM placed WHERE jobs.id = placed.id AND state = 'queued' AND offered_ms = 0
+        RETURNING jobs.id, attempt, tenant, turn`,
       now,
-      again ? now - OFFER_AGAIN_MS : 0,
       now,
     );
+    if (again)
+      rows.push(
+        ...(await this.#db.all<OfferedRow>(
+          `UPDATE jobs SET offered_ms = ? WHERE ${IN_LINE} AND id IN (
+            SELECT id FROM jobs WHERE ${IN_LINE} AND offered_ms <= ? ORDER BY offered_ms LIMIT ${OFFERS})
+          RETURNING id, attempt, tenant, turn`,
+          now,
+          now - OFFER_AGAIN_MS,
+        )),
+      );
     return rows.map(({ id, attempt, tenant, turn }) => ({ job: id, attempt, tenant, turn }));
   }
 
-  /** The queue could not be told of these. */
+  /** The queue could not be told of these, or has lost them: those that wait are offered again. */
   async unoffered(jobs: readonly string[]): Promise<void> {
     for (const id of jobs)
       await this.#db.run("UPDATE jobs SET offered_ms = 0 WHERE id = ? AND state = 'queued'", id);
   }
 
-  /** The job, now running here, unless it waits no more. */
+  /** The job, now running here, unless it waits no more, is not due by this clock, or this node was taken for dead. */
   claim({ job, attempt }: Ticket, node: string): Promise<JobRow | undefined> {
     const now = this.#now();
     return first<JobRow>(
       this.#db,
       `UPDATE jobs SET state = 'running', node = ?, attempt = attempt + 1, started_ms = ?, problem_json = NULL
-        WHERE id = ? AND state = 'queued' AND attempt = ? AND due_ms <= ? RETURNING *`,
+        WHERE id = ? AND state = 'queued' AND attempt = ? AND due_ms <= ? AND EXISTS (SELECT 1 FROM nodes WHERE id = ?)
+        RETURNING *`,
       node,
       now,
       job,
       attempt,
       now,
+      node,
     );
   }
 
@@ -211,16 +242,19 @@ export class JobTable {
    * more.
    */
   async putBack(
-    { id, node, attempt }: JobRow,
-    { dueMs, begun, problem, outcome }: { dueMs: number; begun: boolean; problem?: ProblemDocument; outcome?: string }, // prettier-ignore
+    { id, node, attempt, request_json, give_up_ms }: JobRow,
+    { dueMs, begun, problem, outcome, eventBytes }: { dueMs: number; begun: boolean; problem?: ProblemDocument; outcome?: string; eventBytes: number }, // prettier-ignore
   ): Promise<boolean> {
     const changed = await this.#db.run(
-      `UPDATE jobs SET state = 'queued', node = NULL, attempt = ?, due_ms = ?, offered_ms = 0, problem_json = ?, outcome_json = ?
+      `UPDATE jobs SET state = 'queued', node = NULL, attempt = ?, due_ms = ?, offered_ms = 0, problem_json = ?, outcome_json = ?,
+          bytes = ?, give_up_ms = ?
         WHERE id = ? AND state = 'running' AND node = ? AND attempt = ? AND cancelled = 0`,
       begun ? attempt : attempt - 1,
       dueMs,
       problem === undefined ? null : JSON.stringify(problem),
       outcome ?? null,
+      Buffer.byteLength(request_json) + Buffer.byteLength(outcome ?? "") + eventBytes,
+      begun ? dueMs + GIVE_UP_MS : give_up_ms,
       id,
       node,
       attempt,
@@ -295,24 +329,31 @@ export class JobTable {
     return rows.map(({ id }) => id);
   }
 
-  /** A job that failed or was cancelled once more, with as many attempts as it was declared with. False: it is no such job. */
-  async again(tenant: string, id: string): Promise<boolean> {
+  /**
+   * A job that failed or was cancelled once more, with as many attempts as it was declared with, unless `most` of the
+   * tenant's wait.
+   */
+  async again(tenant: string, id: string, most: number): Promise<"queued" | "full" | "no such job"> {
     const row = await this.row(tenant, id);
-    if (row === undefined) return false;
+    if (row === undefined) return "no such job";
     const { retry } = JSON.parse(row.request_json) as JobRequest;
+    const now = this.#now();
     return this.#db.transaction(async (queries) => {
+      await lockTenant(queries, tenant);
+      if ((await this.waiting(queries, tenant)) >= most) return "full";
       const changed = await queries.run(
         `UPDATE jobs SET state = 'queued', cancelled = 0, due_ms = ?, offered_ms = 0, ended_ms = NULL, expires_ms = NULL,
-            max_attempts = attempt + ?
+            max_attempts = attempt + ?, give_up_ms = ?
           WHERE tenant = ? AND id = ? AND state IN ('failed', 'cancelled')`,
-        this.#now(),
+        now,
         retry.attempts,
+        now + GIVE_UP_MS,
         tenant,
         id,
       );
       // A callback that has not left yet would tell of an end that is none any more.
       if (changed > 0) await queries.run("DELETE FROM deliveries WHERE job = ?", id);
-      return changed > 0;
+      return changed > 0 ? "queued" : "no such job";
     });
   }
 
@@ -326,12 +367,17 @@ export class JobTable {
   }
 
   async removeExpired(): Promise<void> {
-    await this.#db.run(
-      // One whose callback is still to be sent stays until that is over.
-      `DELETE FROM jobs WHERE id IN (SELECT id FROM jobs WHERE expires_ms <= ?
-        AND id NOT IN (SELECT job FROM deliveries WHERE state = 'pending') ORDER BY expires_ms LIMIT 1000)`,
-      this.#now(),
-    );
+    const now = this.#now();
+    const expired = `SELECT id FROM jobs WHERE expires_ms <= ? ORDER BY expires_ms LIMIT ${FORGOTTEN}`;
+    const pending = "(SELECT 1 FROM deliveries WHERE job = jobs.id AND state = 'pending')";
+    for (let removed = FORGOTTEN; removed === FORGOTTEN;) {
+      // One whose callback is still to be sent stays until that is over, and is out of the way until then.
+      await this.#db.run(`UPDATE jobs SET expires_ms = ? WHERE id IN (${expired}) AND EXISTS ${pending}`, now + KEPT_ON_MS, now); // prettier-ignore
+      removed = await this.#db.run(
+        `DELETE FROM jobs WHERE id IN (${expired}) AND NOT EXISTS ${pending}`,
+        now,
+      );
+    }
   }
 
   // -- to look at -------------------------------------------------------------------------------------------------------
