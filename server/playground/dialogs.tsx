@@ -1,18 +1,30 @@
 /** The three dialogs: for the API key, for an address to share, and for what a script asks. */
+import type { RefObject } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { neutral } from "../outcome-words.js";
 import type { Model } from "./model.js";
 import type { Asked } from "./run.js";
 
-/** Open as long as it is rendered; what it covers cannot be reached meanwhile. */
-function useModal() {
+/**
+ * Open as long as it is rendered; what it covers cannot be reached meanwhile. Then the focus is back where it was: the
+ * browser gives it back only from a dialog that is closed before it is taken away.
+ */
+function useModal(first?: RefObject<HTMLElement>) {
   const dialog = useRef<HTMLDialogElement>(null);
   useEffect(() => {
-    const element = dialog.current;
-    element?.showModal();
-    return () => element?.close();
+    const before = focused();
+    dialog.current?.showModal();
+    first?.current?.focus();
+    return () => before?.focus();
   }, []);
   return dialog;
+}
+
+/** In the editor's shadow root, too. */
+function focused(): HTMLElement | null {
+  let it = document.activeElement;
+  while (it?.shadowRoot?.activeElement) it = it.shadowRoot.activeElement;
+  return it instanceof HTMLElement ? it : null;
 }
 
 export function KeyDialog({ model, refused }: { model: Model; refused: string }) {
@@ -118,7 +130,8 @@ const SECOND_MS = 1000;
 
 /** A script's question, in its words, which are text and set apart. Whatever closes it without a yes is a no. */
 export function AskDialog({ model, question }: { model: Model; question: Asked }) {
-  const dialog = useModal();
+  const no = useRef<HTMLButtonElement>(null);
+  const dialog = useModal(no);
   const [note, setNote] = useState("");
   const [ready, setReady] = useState(false);
   const [busy, setBusy] = useState(false);
@@ -174,7 +187,7 @@ export function AskDialog({ model, question }: { model: Model; question: Asked }
         <p class="left" id="ask-left" role="timer">
           {`${timeWords(leftMs)} left, then it is a no`}
         </p>
-        <button type="button" autofocus disabled={busy} aria-keyshortcuts="Escape" onClick={refuse}>
+        <button type="button" ref={no} disabled={busy} aria-keyshortcuts="Escape" onClick={refuse}>
           Refuse <kbd aria-hidden="true">Esc</kbd>
         </button>
         <button type="button" class="primary" disabled={!ready || busy} onClick={() => void approve()}>
