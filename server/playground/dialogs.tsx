@@ -9,7 +9,7 @@ import type { Asked } from "./run.js";
  * Open as long as it is rendered; what it covers cannot be reached meanwhile. Then the focus is back where it was: the
  * browser gives it back only from a dialog that is closed before it is taken away.
  */
-function useModal(first?: RefObject<HTMLElement>) {
+function useModal(first?: RefObject<HTMLElement | null>) {
   const dialog = useRef<HTMLDialogElement>(null);
   useEffect(() => {
     const before = focused();
@@ -144,7 +144,9 @@ export function AskDialog({ model, question }: { model: Model; question: Asked }
   }, [model, question]);
   const words = note.trim() === "" ? {} : { note: note.trim() };
   const refuse = () => {
-    if (!busy) void model.answer(question, { approved: false, ...words });
+    // A yes is under way: what becomes of it is told here.
+    if (busy) dialog.current?.showModal();
+    else void model.answer(question, { approved: false, ...words });
   };
   const approve = async () => {
     setBusy(true);

@@ -1,6 +1,6 @@
 /** Debian's chromium, driven by playwright-core, and a page of the playground that tells on itself. */
 import fs from "node:fs";
-import { chromium, type Browser, type BrowserContextOptions, type Page } from "playwright-core";
+import { chromium, type Browser, type BrowserContext, type Page } from "playwright-core";
 
 const EXECUTABLE = "/usr/bin/chromium";
 
@@ -27,9 +27,8 @@ export interface Watched {
   asked: string[];
 }
 
-/** A page of a context of its own, watched from before its first script on. */
-export async function watched(browser: Browser, options: BrowserContextOptions = {}): Promise<Watched> {
-  const context = await browser.newContext(options);
+/** A new page, watched from before its first script on. */
+export async function watched(context: BrowserContext): Promise<Watched> {
   const page = await context.newPage();
   page.setDefaultTimeout(20_000);
   const complaints: string[] = [];

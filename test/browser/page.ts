@@ -1,7 +1,7 @@
 /** The playground in a browser, against a service of its own, and what a person does there. */
 import fs from "node:fs";
 import path from "node:path";
-import type { Browser, BrowserContextOptions, Page } from "playwright-core";
+import type { Browser, BrowserContext, BrowserContextOptions, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll } from "vitest";
 import { start, type Running } from "../service/harness.js";
 import { launch, watched, type Watched } from "./chromium.js";
@@ -11,7 +11,10 @@ export interface Bench {
   browser: Browser;
   /** Of the first tenant. */
   key: string;
-  /** At the beginning of the page; with that key unless the fragment says otherwise. Closed after the test. */
+  /**
+   * At the beginning of the page; with that key unless the fragment says otherwise. Closed after the test. Those without
+   * options share a context, which has its files already: a tab of its own has a key of its own nevertheless.
+   */
   open(options?: BrowserContextOptions, fragment?: string): Promise<Watched>;
   /** Not gone anywhere yet. */
   blank(options?: BrowserContextOptions): Promise<Watched>;
@@ -19,14 +22,15 @@ export interface Bench {
 
 /** For the suite that calls it; its parts are there when its tests run. */
 export function bench(): Bench {
-  const opened: Page[] = [];
+  const opened: Watched[] = [];
+  let shared: BrowserContext;
   const it: Bench = {
     running: undefined as unknown as Running,
     browser: undefined as unknown as Browser,
     key: "",
     async blank(options) {
-      const made = await watched(it.browser, options);
-      opened.push(made.page);
+      const made = await watched(options === undefined ? shared : await it.browser.newContext(options));
+      opened.push(made);
       return made;
     },
     async open(options, fragment = `#key=${it.key}`) {
@@ -37,9 +41,10 @@ export function bench(): Bench {
     },
   };
   beforeAll(async () => {
-    it.running = await start({ limits: { wallMs: 20_000, cpuMs: 20_000, logBytes: 524_288 } });
+    const starting = start({ limits: { wallMs: 20_000, cpuMs: 20_000, logBytes: 524_288 } });
+    [it.running, it.browser] = await Promise.all([starting, launch()]);
     it.key = it.running.service.made?.key ?? "";
-    it.browser = await launch();
+    shared = await it.browser.newContext();
   });
   afterAll(async () => {
     await it.browser.close();
@@ -47,7 +52,8 @@ export function bench(): Bench {
     fs.rmSync(path.dirname(it.running.dir), { recursive: true });
   });
   afterEach(async () => {
-    await Promise.all(opened.splice(0).map((page) => page.context().close()));
+    const close = ({ page }: Watched) => (page.context() === shared ? page : page.context()).close();
+    await Promise.all(opened.splice(0).map(close));
   });
   return it;
 }

@@ -29,7 +29,7 @@ describe.skipIf(noBrowser !== undefined)(`the playground's page${why}`, { timeou
     });
 
     test("is bounded: of a flood the newest lines are shown, and the others counted", async () => {
-      const { page } = await open({}, `#key=${await patientKey(it, "loud")}`);
+      const { page } = await open(undefined, `#key=${await patientKey(it, "loud")}`);
       await write(page, 'for (let i = 0; i < 100_000; i++) console.log("line", i);');
       await page.getByLabel("Kind").selectOption("script");
       await run(page);
@@ -102,7 +102,7 @@ describe.skipIf(noBrowser !== undefined)(`the playground's page${why}`, { timeou
 
   describe("without a mouse, a large screen or the light on", () => {
     test("a script is written, run, cancelled and read by keyboard alone", async () => {
-      const { page } = await open({}, `#key=${await patientKey(it, "patient")}`);
+      const { page } = await open(undefined, `#key=${await patientKey(it, "patient")}`);
       const focused = () => page.evaluate<string>("(document.activeElement.shadowRoot?.activeElement ?? document.activeElement).getAttribute('aria-label') ?? document.activeElement.textContent"); // prettier-ignore
       await page.keyboard.press("Tab");
       expect(await focused()).toBe("To the editor");

@@ -28,7 +28,7 @@ describe.skipIf(noBrowser !== undefined)(`the playground${why}`, { timeout: 90_0
     });
 
     test("shows its log while it is under way, and is cancelled by Escape", async () => {
-      const { page } = await open({}, `#key=${await patientKey(it, "patient")}`);
+      const { page } = await open(undefined, `#key=${await patientKey(it, "patient")}`);
       await choose(page, "endless");
       await run(page);
       await page.locator(".log li", { hasText: "round and round" }).waitFor();
@@ -183,7 +183,7 @@ describe.skipIf(noBrowser !== undefined)(`the playground${why}`, { timeout: 90_0
     });
 
     test("that is none is told, in a dialog that asks for another; Forget key asks, too", async () => {
-      const { page } = await open({}, "");
+      const { page } = await open(undefined, "");
       const dialog = page.getByRole("dialog", { name: "Your API key" });
       await dialog.getByLabel("API key").fill("dh_000000000000_wrong");
       await page.keyboard.press("Enter");
@@ -211,7 +211,7 @@ describe.skipIf(noBrowser !== undefined)(`the playground${why}`, { timeout: 90_0
 
     test("that is revoked meanwhile is told when it is used", async () => {
       const other = await it.running.tenant("guest");
-      const { page } = await open({}, `#key=${other}`);
+      const { page } = await open(undefined, `#key=${other}`);
       await page.getByText(/^Tenant guest/).waitFor();
       await it.running.admin("DELETE", "/admin/v1/tenants/guest");
       await run(page);
@@ -237,7 +237,7 @@ describe.skipIf(noBrowser !== undefined)(`the playground${why}`, { timeout: 90_0
       await page.getByRole("button", { name: "Share" }).click();
       const link = await page.getByLabel("Link", { exact: true }).inputValue();
       expect(link).not.toContain(it.key);
-      const there = await open({}, new URL(link).hash);
+      const there = await open(undefined, new URL(link).hash);
       await there.page.getByText(/came by a link/).waitFor();
       await there.page.getByRole("dialog").getByLabel("API key").fill(it.key);
       await there.page.keyboard.press("Enter");

@@ -1,8 +1,11 @@
 /** The playground's pages as the service serves them, without a browser; and that every sample does what it says. */
 import fs from "node:fs";
+import http from "node:http";
 import os from "node:os";
 import path from "node:path";
+import { brotliDecompressSync, gunzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { Client } from "doublehull/client";
 import { SAMPLES } from "../../server/playground/samples.js";
 import { start, type Running } from "./harness.js";
 
@@ -51,6 +54,52 @@ describe("the playground's pages", () => {
     }
   });
 
+  /** As it comes, nothing of it undone. */
+  const raw = (route: string, headers: Record<string, string>) =>
+    new Promise<{ status: number | undefined; headers: http.IncomingHttpHeaders; bytes: Buffer }>(
+      (resolve, reject) => {
+        const request = http.get(running.service.address + route, { headers }, (response) => {
+          const chunks: Buffer[] = [];
+          response.on("data", (chunk: Buffer) => chunks.push(chunk));
+          response.on("end", () => resolve({ status: response.statusCode, headers: response.headers, bytes: Buffer.concat(chunks) })); // prettier-ignore
+        });
+        request.on("error", reject);
+      },
+    );
+
+  test("come in the smallest form that a client takes, as the build made it, and caches tell the forms apart", async () => {
+    const { body } = await page("/playground/");
+    const names = [...String(body).matchAll(/(?:src|href)="\.\/(assets\/[^"]+)"/g)].map(([, name]) => name);
+    for (const route of ["/playground/", ...names.map((name) => `/playground/${name}`)]) {
+      const plain = await raw(route, {});
+      expect(plain.headers["content-encoding"]).toBeUndefined();
+      for (const [taken, coding, undo, part] of [
+        ["gzip, deflate, br, zstd", "br", brotliDecompressSync, 0.31],
+        ["gzip", "gzip", gunzipSync, 0.36],
+        ["gzip;q=1, br;q=0", "gzip", gunzipSync, 0.36],
+      ] as const) {
+        const small = await raw(route, { "accept-encoding": taken });
+        expect(small.status).toBe(200);
+        expect(small.headers["content-encoding"]).toBe(coding);
+        expect(undo(small.bytes).equals(plain.bytes)).toBe(true);
+        expect(Number(small.headers["content-length"])).toBe(small.bytes.length);
+        if (plain.bytes.length > 10_000) expect(small.bytes.length).toBeLessThan(plain.bytes.length * part);
+        for (const name of ["content-type", "cache-control", "content-security-policy", "vary"])
+          expect(small.headers[name], name).toBe(plain.headers[name]);
+        expect(small.headers.vary).toBe("accept-encoding");
+        expect(small.headers.etag).not.toBe(plain.headers.etag);
+        const again = await raw(route, {
+          "accept-encoding": taken,
+          "if-none-match": small.headers.etag ?? "",
+        });
+        expect([again.status, again.headers.vary]).toEqual([304, "accept-encoding"]);
+      }
+      for (const taken of ["identity", "zstd", "", "br;q=0"])
+        expect((await raw(route, { "accept-encoding": taken })).bytes.equals(plain.bytes)).toBe(true);
+    }
+    expect((await raw("/playground/none.js", { "accept-encoding": "br" })).status).toBe(404);
+  });
+
   test("are where / and /playground lead, wherever a proxy puts the service", async () => {
     for (const route of ["/", "/playground"]) {
       const response = await fetch(running.service.address + route, { redirect: "manual" });
@@ -90,11 +139,29 @@ describe("the playground's pages", () => {
   });
 });
 
+describe("the first start's tenant", () => {
+  const grants = async (of: Running) =>
+    (await of.ask("GET", "/v1")).body.grants.map(({ name }: { name: string }) => name);
+
+  test("may store, tell events and ask a person, if the service lets runs wait for one", async () => {
+    expect(await grants(running)).toEqual(["kv", "events", "approve"]);
+    const hasty = await start({ limits: { wallMs: 4999, cpuMs: 1000 } });
+    try {
+      expect(await grants(hasty)).toEqual(["kv", "events"]);
+      expect((await hasty.ask("GET", "/v1")).body.limits).toMatchObject({ wallMs: 4999, cpuMs: 1000 });
+    } finally {
+      await hasty.service.close();
+      fs.rmSync(path.dirname(hasty.dir), { recursive: true });
+    }
+  });
+});
+
 describe("a sample", () => {
   const ends: Record<string, unknown> = {
     compute: { status: "ok", value: { largest: 1999, twins: 61 } },
     kv: { status: "ok", value: { visits: 1, keys: ["last", "visits"] } },
     events: { status: "ok", value: "all done" },
+    ask: { status: "ok", value: expect.stringMatching(/^sent/) as string },
     typescript: { status: "ok", value: { hello: "Ada" } },
     throw: { status: "threw", error: { name: "RangeError" } },
     endless: { status: "stopped", stop: { reason: "wall-time" } },
@@ -111,13 +178,18 @@ describe("a sample", () => {
     async (id, { draft }) => {
       const { input, ...code } = draft;
       const limits = id === "endless" ? { wallMs: 200 } : {};
-      const body = {
+      const request = {
         ...code,
+        grants: [...(code.grants ?? [])],
         limits,
         ...(input === undefined ? {} : { input: JSON.parse(input) as unknown }),
       };
-      const answer = await running.ask("POST", "/v1/runs", { body });
-      expect(answer).toMatchObject({ status: 200, body: { outcome: ends[id] } });
+      const { service } = running;
+      const client = new Client({ baseUrl: service.address, apiKey: service.made?.key ?? "" });
+      const outcomes: unknown[] = [];
+      for await (const event of client.stream(request, { onApproval: () => Promise.resolve(true) }))
+        if (event.type === "outcome") outcomes.push(event.outcome);
+      expect(outcomes).toMatchObject([ends[id]]);
     },
   );
 });
