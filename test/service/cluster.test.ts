@@ -104,6 +104,23 @@ for (const kind of ["Redis", "PostgreSQL"] as const) {
         expect(await ended(id)).toMatchObject({ state: "cancelled" });
       }, 60_000);
 
+      test("one that is suspended for longer than it may be silent does nothing twice when it goes on", async () => {
+        const hanging = { source: counting(`if ((await kv.get(name)) === 1) ${hang}`), retry: { attempts: 2, backoffMs: 100 } }; // prettier-ignore
+        const [sleeper] = nodes as [Serving];
+        const began = (await batch(4, (i) => `slept${i}`, hanging)).jobs;
+        for (let i = 0; i < 4; i++) while ((await countOf(`slept${i}`)) !== 1);
+        process.kill(sleeper.pid, "SIGSTOP");
+        for (const id of began) expect(await ended(id)).toMatchObject({ state: "done", attempt: 2 });
+        const rest = (await batch(30, (i) => `awake${i}`)).jobs;
+        process.kill(sleeper.pid, "SIGCONT");
+        for (const id of rest) expect(await ended(id)).toMatchObject({ state: "done", attempt: 1 });
+        const after = (await batch(30, (i) => `after${i}`)).jobs;
+        for (const id of after) expect(await ended(id)).toMatchObject({ state: "done", attempt: 1 });
+        for (let i = 0; i < 4; i++) expect(await countOf(`slept${i}`)).toBe(2);
+        for (let i = 0; i < 30; i += 3) for (const name of ["awake", "after"]) expect(await countOf(`${name}${i}`)).toBe(1); // prettier-ignore
+        expect((await sleeper.ask("GET", "/v1/jobs?state=running", { key })).body.jobs).toEqual([]);
+      }, 120_000);
+
       test("one that is killed loses nothing: its jobs are done by the others, once or as declared", async () => {
         const hanging = { source: counting(`if ((await kv.get(name)) === 1) ${hang}`), retry: { attempts: 2, backoffMs: 100 } }; // prettier-ignore
         const [victim] = nodes as [Serving];
