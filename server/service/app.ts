@@ -46,6 +46,8 @@ export interface ServiceParts {
   version: string;
   /** Most bytes of a body. */
   bodyBytes: number;
+  /** Requests are refused while the event loop is behind by more than that, on average of a second. */
+  busyMs: number;
   /** Whose pages may ask, beside the service's own. */
   corsOrigins: readonly string[];
   tenants: Tenants;
@@ -187,7 +189,7 @@ export function createApp(audience: Audience, parts: ServiceParts) {
   });
   if (audience === "tenant") {
     void app.register(underPressure, {
-      maxEventLoopDelay: 2000,
+      maxEventLoopDelay: parts.busyMs,
       pressureHandler: () => {
         throw new Problem("overloaded", "this node is busy", { retryAfterS: 2 });
       },

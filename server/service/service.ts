@@ -52,6 +52,8 @@ export interface ServiceOptions {
   host: string;
   /** 0: any that is free. */
   port: number;
+  /** How far the event loop may be behind before requests are refused, ms; 2000 if absent. */
+  busyMs?: number;
   /** Origins whose pages may ask the tenants' address: "https://app.example.com". */
   corsOrigins?: readonly string[];
   adminHost: string;
@@ -83,6 +85,8 @@ export interface Service {
   close(): Promise<void>;
 }
 
+/** So far behind nobody is served well; who comes later is better off with another node. */
+const BUSY_MS = 2000;
 /** Bodies hold a source and an input, each with its own limit, and JSON's escapes. */
 const BODY_BYTES = 16 * 1024 * 1024;
 
@@ -200,6 +204,7 @@ async function start(
   const parts: ServiceParts = {
     version,
     bodyBytes: BODY_BYTES,
+    busyMs: options.busyMs ?? BUSY_MS,
     corsOrigins: options.corsOrigins ?? [],
     tenants,
     runner,

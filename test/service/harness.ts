@@ -63,6 +63,7 @@ export async function start(options: Partial<ServiceOptions> = {}, keys?: Keys):
     parked: 1,
     requireCgroup: false,
     graceMs: 10_000,
+    busyMs: 30_000, // the machine may have more to do than this test
     logLevel: "info",
     logTo: { write: (line) => void log.push(line) },
     now: Date.now,
