@@ -7,22 +7,21 @@ import { brotliCompress, constants, gzip } from "node:zlib";
 
 const here = (name) => fileURLToPath(new URL(name, import.meta.url));
 
+const brotli = promisify(brotliCompress);
+const gzipped = promisify(gzip);
+const best = { params: { [constants.BROTLI_PARAM_QUALITY]: constants.BROTLI_MAX_QUALITY } };
 /** Smaller forms beside each file, for the service to choose from: it compresses nothing itself. */
-const FORMS = [
-  [
-    ".br",
-    promisify(brotliCompress),
-    { params: { [constants.BROTLI_PARAM_QUALITY]: constants.BROTLI_MAX_QUALITY } },
-  ],
-  [".gz", promisify(gzip), { level: constants.Z_BEST_COMPRESSION }],
-];
+const forms = {
+  ".br": (bytes) => brotli(bytes, best),
+  ".gz": (bytes) => gzipped(bytes, { level: constants.Z_BEST_COMPRESSION }),
+};
 const smallerForms = {
   name: "smaller-forms",
   async writeBundle({ dir }, bundle) {
     for (const name of Object.keys(bundle)) {
       const plain = await fs.readFile(path.join(dir, name));
-      for (const [suffix, compress, options] of FORMS) {
-        const bytes = await compress(plain, options);
+      for (const [suffix, compress] of Object.entries(forms)) {
+        const bytes = await compress(plain);
         if (bytes.length < plain.length) await fs.writeFile(path.join(dir, name + suffix), bytes);
       }
     }

@@ -241,7 +241,7 @@ describe("what is wrong with a request is told by its field, and nothing has run
     ],
     [
       "more than the policy's limit",
-      { body: stringify({ source, limits: { wallMs: 6000 } }) },
+      { body: stringify({ source, limits: { wallMs: 20_001 } }) },
       403,
       "forbidden",
       "limits.wallMs",
