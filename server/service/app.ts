@@ -120,6 +120,11 @@ export function createApp(audience: Audience, parts: ServiceParts) {
     },
   }).withTypeProvider<ZodTypeProvider>();
   app.removeContentTypeParser("text/plain"); // JSON and nothing else
+  const parse = app.getDefaultJsonParser("error", "error");
+  app.addContentTypeParser("application/json", { parseAs: "string" }, (request, body, done) => {
+    if (isDeep(String(body))) done(new Problem("bad-json", `the body is nested more than ${MAX_DEPTH} deep`));
+    else void parse(request, String(body), done);
+  });
   app.setValidatorCompiler(validatorCompiler);
   // What is answered is ours: the schemas describe it, and need not check it once more.
   app.setSerializerCompiler(() => (data) => jsonText(data));
@@ -286,6 +291,23 @@ class BodyRoom {
 
 /** Fields that one answer names: a body may have a million that are wrong. */
 const MAX_ERRORS = 100;
+
+/** Arrays and objects within each other. Of a body that is nothing else the parser would hold this process for seconds. */
+const MAX_DEPTH = 1000;
+
+function isDeep(json: string): boolean {
+  let depth = 0;
+  for (let at = 0; at < json.length; at++) {
+    const code = json.charCodeAt(at);
+    if (code === 0x22) {
+      for (at++; at < json.length && json.charCodeAt(at) !== 0x22; at++)
+        if (json.charCodeAt(at) === 0x5c) at++;
+    } else if (code === 0x5b || code === 0x7b) {
+      if (++depth > MAX_DEPTH) return true;
+    } else if (code === 0x5d || code === 0x7d) depth--;
+  }
+  return false;
+}
 
 function problemOf(error: FastifyError | Error): Problem {
   if (hasZodFastifySchemaValidationErrors(error)) {

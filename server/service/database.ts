@@ -114,7 +114,7 @@ async function openFile(file: string): Promise<Database> {
   /** There is one connection: whoever is in a transaction has it alone. */
   let turn: Promise<unknown> = Promise.resolve();
   const alone = <T>(act: () => T | Promise<T>): Promise<T> => {
-    const mine = turn.then(pause).then(act);
+    const mine = turn.then(act);
     turn = mine.catch(() => {}); // its own caller hears of it
     return mine;
   };
@@ -129,8 +129,14 @@ async function openFile(file: string): Promise<Database> {
     }
   };
   const queries: Queries = {
-    all: <R>(sql: string, ...values: readonly Value[]) => told(() => prepared(sql).all(...values) as R[]),
-    run: (sql, ...values) => told(() => prepared(sql).run(...values).changes),
+    async all<R>(sql: string, ...values: readonly Value[]) {
+      await pause();
+      return told(() => prepared(sql).all(...values) as R[]);
+    },
+    async run(sql, ...values) {
+      await pause();
+      return told(() => prepared(sql).run(...values).changes);
+    },
   };
   return {
     all: (sql, ...values) => alone(() => queries.all(sql, ...values)),

@@ -1,7 +1,9 @@
 /** Durable jobs attacked: by a tenant that floods them, and by hosts that fail in the middle. */
 import fs from "node:fs";
 import http from "node:http";
+import { createRequire } from "node:module";
 import type { AddressInfo } from "node:net";
+import path from "node:path";
 import { afterEach, describe, expect, test, vi } from "vitest";
 import { shared, type Ask } from "./harness.js";
 
@@ -131,6 +133,17 @@ describe("a tenant", () => {
     expect(JSON.stringify(body).length).toBeLessThan(64 * 1024);
   });
 
+  test("that nests a value as deeply as it likes is told so, before anybody has waited for it", async () => {
+    const nested = (depth: number) => `{"source":"1","type":"script","input":${"[".repeat(depth)}${"]".repeat(depth)}}`; // prettier-ignore
+    for (const route of ["/v1/jobs", "/v1/runs"]) {
+      const { status, body } = await it.ask("POST", route, { body: nested(4_000_000) });
+      expect([route, status, body.code, body.detail]).toEqual([route, 400, "bad-json", expect.stringMatching(/deep/)]); // prettier-ignore
+    }
+    const inText = { ...one, input: [`"${"[".repeat(5000)}\\`, "{".repeat(5000)] };
+    for (const job of [inText, JSON.parse(nested(50)) as object])
+      expect(await ended(await post(job))).toMatchObject({ state: "done" });
+  });
+
   test("that sends one Idempotency-Key with a job and with a batch of it gets no answer of the other", async () => {
     const headers = { "idempotency-key": "of-both" };
     await post(one, { headers });
@@ -169,6 +182,19 @@ describe("a job", () => {
     ahead += 61_000;
     expect(await ended(id, { key })).toMatchObject({ state: "done", attempt: 1 });
   });
+});
+
+test("while another program holds the database the service says that it cannot, and then goes on", async () => {
+  const require = createRequire(import.meta.url);
+  type Driver = new (file: string) => { exec(sql: string): void; close(): void };
+  const other = new (require("better-sqlite3") as Driver)(path.join(it.dir, "service.db"));
+  other.exec("BEGIN IMMEDIATE");
+  const refused = await it.ask("POST", "/v1/jobs", { body: one });
+  expect(refused).toMatchObject({ status: 503, body: { code: "host-cannot" } });
+  other.exec("ROLLBACK");
+  other.close();
+  while ((await it.ask("GET", "/readyz", { key: "" })).status !== 200); // it was busy waiting
+  expect(await ended(await post(one))).toMatchObject({ state: "done" });
 });
 
 describe("with an audit log whose disk is full", () => {

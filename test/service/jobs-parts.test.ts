@@ -68,7 +68,7 @@ describe("of the table", () => {
     db.transaction((queries) =>
       table.insert(
         queries,
-        Array.from({ length: count }, () => ({ id: `job-${made++}`, tenant, key: "", request: { source: "1", delayMs: 0, keepS: 60, retry: { attempts: 1, backoffMs: 100, on: ["lost" as const] }, ...more } })), // prettier-ignore
+        Array.from({ length: count }, () => ({ id: `job-${made++}`, tenant, key: "", text: JSON.stringify({ keepS: 60, ...more }), request: { source: "1", delayMs: 0, keepS: 60, retry: { attempts: 1, backoffMs: 100, on: ["lost" as const] }, ...more } })), // prettier-ignore
       ),
     );
 

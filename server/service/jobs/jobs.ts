@@ -157,14 +157,16 @@ export class Jobs {
       throw new Problem("tenant-busy", `${waiting} jobs wait, and the tenant may have ${queuedJobs}`, { retryAfterS: 5 }); // prettier-ignore
     if (this.#queued + requests.length > MAX_QUEUED)
       throw new Problem("overloaded", "as many jobs are waiting as this service lets wait", { retryAfterS: 30 }); // prettier-ignore
-    const bytes = requests.reduce((sum, request) => sum + Buffer.byteLength(JSON.stringify(request)), 0);
+    const texts = requests.map((request) => JSON.stringify(request));
+    const bytes = texts.reduce((sum, text) => sum + Buffer.byteLength(text), 0);
     if ((await storedBytes(queries, tenant.id)) + bytes > storageBytes)
       throw new Problem("storage-full", `the tenant may store ${storageBytes} bytes`);
-    const jobs = requests.map((request) => ({
+    const jobs = requests.map((request, i) => ({
       id: randomUUID(),
       tenant: tenant.id,
       key,
       request,
+      text: texts[i] ?? "",
       ...origin,
     }));
     for (const { id } of jobs)

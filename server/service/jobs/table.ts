@@ -60,6 +60,8 @@ export interface NewJob {
   /** The API key or the schedule's that it is for. */
   key: string;
   request: JobRequest;
+  /** The same, as JSON. */
+  text: string;
   batch?: string;
   schedule?: string;
 }
@@ -145,8 +147,7 @@ export class JobTable {
     const now = this.#now();
     const tickets: Ticket[] = [];
     const turns = new Map<string, number>();
-    for (const { id, tenant, key, request, batch, schedule } of jobs) {
-      const json = JSON.stringify(request);
+    for (const { id, tenant, key, request, text, batch, schedule } of jobs) {
       const due = now + request.delayMs;
       const line = `${tenant} ${due <= now}`; // of those that are due later it is their order among themselves
       const turn = turns.get(line) ?? (due <= now ? await this.#turn(queries, tenant) : 0);
@@ -160,12 +161,12 @@ export class JobTable {
         key,
         batch ?? null,
         schedule ?? null,
-        json,
+        text,
         turn,
         due,
         due <= now ? now : 0,
         request.retry.attempts,
-        Buffer.byteLength(json),
+        Buffer.byteLength(text),
         now,
         due + GIVE_UP_MS,
       );
