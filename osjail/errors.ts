@@ -41,6 +41,10 @@ export const JAIL_ERRORS = {
   "zygote-start": "The zygote could not be started. Run `doublehull doctor`.",
 } as const;
 
+/** The remedy where root lacks a capability that the uid of its zygotes takes. */
+export const ROOT_NEEDS =
+  "Root needs CAP_SETUID and CAP_SETGID to give workers an uid of their own, and CAP_DAC_OVERRIDE to look at them: add these, or start as another user.";
+
 export type JailErrorCode = keyof typeof JAIL_ERRORS;
 
 /** A layer that cannot be had, or a process of ours that failed. `remedy` is the next thing to do. */
