@@ -8,7 +8,7 @@ import path from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Attempt } from "./attempts.js";
 import { REAL_FILES, type FileView } from "./cgroup.js";
-import { JAIL_ERRORS, ROOT_NEEDS } from "./errors.js";
+import { JAIL_ERRORS, JailError, ROOT_NEEDS } from "./errors.js";
 import type { Host } from "./host.js";
 import type { HostFacts, LayerReport } from "./plan.js";
 
@@ -114,12 +114,8 @@ async function loadFfi(): Promise<{ finding: Finding }> {
       ? finding("ok", "the system-call library loads and answers", "")
       : finding("missing", "getpid gave no pid", "Please report this.");
   } catch (error) {
-    const detail = error instanceof Error ? (error.message.split("\n")[0] ?? "") : String(error);
-    return finding(
-      "missing",
-      `the system-call library does not load: ${detail}`,
-      "Install again with `npm ci`, without --omit=optional; x86-64 and arm64 Linux (glibc or musl) have builds.",
-    );
+    if (!(error instanceof JailError) || error.code !== "ffi") throw error;
+    return finding("missing", error.message, error.remedy);
   }
 }
 

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { judge, otherUid, type DoctorReport } from "#osjail/doctor";
 import { ENGINES } from "../engines.js";
-import { cli } from "./command.js";
+import { cli, folder } from "./command.js";
 
 const root = process.getuid?.() === 0;
 const unlessRoot = root ? "" : " (skipped: only root has capabilities to give up)";
@@ -82,6 +82,31 @@ describe("doctor on this host", () => {
       }
     },
   );
+
+  test("an install without optional packages is told with its remedy by whatever needs the kernel, and by nothing else", async () => {
+    using dir = folder({
+      "without.cjs": `const Module = require("node:module");
+        const { _resolveFilename: resolve } = Module;
+        Module._resolveFilename = (name, ...rest) => resolve(name.startsWith("@yuuang/") ? "not-installed" : name, ...rest);`,
+    });
+    const command = [process.execPath, "--require", `${dir.path}/without.cjs`, "dist/server/cli.js"] as const;
+    const { code, stdout } = await cli(["doctor", "--json"], { command });
+    const report: DoctorReport = JSON.parse(stdout);
+    expect({ code, ok: report.ok }).toEqual({ code: 4, ok: false });
+    expect(report.findings.find(({ layer }) => layer === "ffi")).toMatchObject({
+      state: "missing",
+      detail: expect.stringContaining("not-installed"),
+      fix: expect.stringContaining("--omit=optional"),
+    });
+    const needing = [["run", "-e", "1"], ["explain"], ["serve", "--data", `${dir.path}/data`]];
+    for (const args of needing) {
+      const told = await cli(args, { command });
+      expect({ args, code: told.code, stdout: told.stdout }).toEqual({ args, code: 4, stdout: "" });
+      expect(told.stderr).toContain("--omit=optional");
+    }
+    const run = await cli(["run", "--hull", "language-only", "-e", "6 * 7"], { command });
+    expect(run).toMatchObject({ code: 0, stdout: "42\n" });
+  });
 
   test("for people it is a table that ends with the verdict", async () => {
     const { stdout } = await cli(["doctor"]);
