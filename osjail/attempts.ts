@@ -10,6 +10,7 @@ import { detectCgroups, REAL_FILES } from "./cgroup.js";
 import { CgroupTree } from "./cgroup-tree.js";
 import { allowNoNamespaces, enterEmptyRoot } from "./enter.js";
 import { FilterProgram, installFilter } from "./filter.js";
+import { spareIds, writeIdMaps, type JailIds } from "./ids.js";
 import { landlockAbi, landlockRules, restrictSelf } from "./landlock.js";
 import { hostArch, KernelError, Memory, sys, syscallNumber, trySys } from "./libc.ffi.js";
 import type { LayerName } from "./plan.js";
@@ -35,11 +36,22 @@ const codeOf = (error: unknown): string =>
 const SEEN = 0;
 const NOT_SEEN = 200;
 
+/** Closed on exec; the caller closes both ends. */
+function pipe(): [reader: number, writer: number] {
+  const ends = new Memory(8);
+  sys("pipe2", ends, O.CLOEXEC);
+  return [ends.bytes.readInt32LE(0), ends.bytes.readInt32LE(4)];
+}
+
+/** As the keeper of a real jail would choose them. */
+const ids: JailIds =
+  sys("geteuid") === 0 && spareIds()
+    ? { kind: "high" }
+    : { kind: "own", uid: sys("geteuid"), gid: sys("getegid") };
+
 /** Runs `act` in a fork in new namespaces; true means that the effect was seen, a KernelError that it was refused. */
 function inChild(flags: number, act: () => boolean): Ending {
-  const pipe = new Memory(8);
-  sys("pipe2", pipe, O.CLOEXEC);
-  const [wait, go] = [pipe.bytes.readInt32LE(0), pipe.bytes.readInt32LE(4)];
+  const [wait, go] = pipe();
   try {
     const pid = fork(flags);
     if (pid < 0) return { refused: "clone", errno: errnoName(-pid) };
@@ -49,7 +61,7 @@ function inChild(flags: number, act: () => boolean): Ending {
     }
     let refusal: Ending | undefined;
     try {
-      if ((flags & CLONE.NEWUSER) !== 0) mapOwnIds(pid);
+      if ((flags & CLONE.NEWUSER) !== 0) writeIdMaps(ids, pid);
       sys("write", go, new Memory("+"), 1);
     } catch (error) {
       refusal = { refused: "id-map", errno: codeOf(error) };
@@ -79,13 +91,6 @@ function exitWith(act: () => boolean): never {
     if (error instanceof KernelError) code = error.errno;
   }
   for (;;) trySys("exit_group", code);
-}
-
-function mapOwnIds(pid: number): void {
-  const [uid, gid] = [sys("geteuid"), sys("getegid")];
-  fs.writeFileSync(`/proc/${pid}/setgroups`, "deny");
-  fs.writeFileSync(`/proc/${pid}/uid_map`, `0 ${uid} 1`);
-  fs.writeFileSync(`/proc/${pid}/gid_map`, `0 ${gid} 1`);
 }
 
 function waitFor(pid: number): number {
@@ -151,6 +156,7 @@ function namespaces(): void {
     );
   }
   const limited = inChild(CLONE.NEWUSER, () => {
+    becomeRoot();
     sys("unshare", CLONE.NEWUSER);
     allowNoNamespaces();
     return trySys("unshare", CLONE.NEWUSER) === -ERRNO.ENOSPC;
@@ -162,6 +168,7 @@ function namespaces(): void {
   );
   const session = () => sys("keyctl", KEYCTL.GET_KEYRING_ID, KEY_SPEC.SESSION_KEYRING, 0, 0, 0);
   const rekeyed = inChild(CLONE.NEWUSER, () => {
+    becomeRoot();
     const before = session();
     sys("keyctl", KEYCTL.JOIN_SESSION_KEYRING, 0, 0, 0, 0);
     return session() !== before;
@@ -174,6 +181,27 @@ function namespaces(): void {
     return before > 0 && fs.readdirSync("/").length === 0;
   });
   tell("empty-root", emptied, "pivot_root to an empty tmpfs; nothing of the host is left");
+}
+
+/** What only root can give, and what its supervisor must be able to see all the same. */
+function otherUid(): void {
+  if (ids.kind === "own") return; // not tried: there is no other id to give
+  const uidOf = (pid: number) => /^Uid:\s*(\d+)/m.exec(fs.readFileSync(`/proc/${pid}/status`, "latin1"))?.[1];
+  const grouped = trySys("setgroups", 0, 0); // ours, as a keeper does: inside the namespace they are denied
+  if (grouped < 0) return tell("other-uid", { refused: "act", errno: errnoName(-grouped) }, "");
+  const another = heldChild(
+    CLONE.NEWUSER,
+    () => {
+      becomeRoot();
+      sys("prctl", PR.SET_DUMPABLE, 1, 0, 0, 0); // as a zygote's workers are: /proc is then the new uid's
+    },
+    (pid) => uidOf(pid) !== uidOf(process.pid) && fs.readdirSync(`/proc/${pid}/fd`).length > 0,
+  );
+  tell(
+    "other-uid",
+    another,
+    "a worker had an unprivileged uid of its own, and its descriptors could be seen",
+  );
 }
 
 const rename = (): number => trySys("sethostname", new Memory("doctor"), 6);
@@ -232,6 +260,7 @@ function walls(): void {
   tell("rlimits", limited, "memory beyond RLIMIT_DATA was refused");
 
   const hidden = heldChild(
+    0,
     () => void sys("prctl", PR.SET_DUMPABLE, 0, 0, 0, 0),
     (pid) => fs.readlinkSync(`/proc/${pid}/ns/user`) !== "",
   );
@@ -239,27 +268,34 @@ function walls(): void {
 }
 
 /** A fork that does `first`, then waits until `look` has seen it from outside, and is killed. */
-function heldChild(first: () => void, look: (pid: number) => boolean): Ending {
-  const pipe = new Memory(8);
-  sys("pipe2", pipe, O.CLOEXEC);
-  const [reader, writer] = [pipe.bytes.readInt32LE(0), pipe.bytes.readInt32LE(4)];
-  const pid = fork(0);
+function heldChild(flags: number, first: () => void, look: (pid: number) => boolean): Ending {
+  const [wait, go] = pipe();
+  const [ready, say] = pipe();
+  let pid = fork(flags);
   if (pid === 0) {
+    sys("close", go);
     exitWith(() => {
+      if (sys("read", wait, new Memory(1), 1) !== 1) return false;
       first();
-      sys("write", writer, new Memory("+"), 1);
+      sys("write", say, new Memory("+"), 1);
       for (;;) sys("ppoll", 0, 0, 0, 0, 0);
     });
   }
-  sys("close", writer);
+  sys("close", say);
+  let step: "id-map" | "act" = "id-map";
   try {
     if (pid < 0) return { refused: "clone", errno: errnoName(-pid) };
-    const ready = sys("read", reader, new Memory(1), 1) === 1;
-    return { seen: ready && look(pid) };
+    if ((flags & CLONE.NEWUSER) !== 0) writeIdMaps(ids, pid);
+    step = "act";
+    sys("write", go, new Memory("+"), 1);
+    if (sys("read", ready, new Memory(1), 1) === 1) return { seen: look(pid) };
+    const status = waitFor(pid);
+    pid = -1;
+    return endingOf(status);
   } catch (error) {
-    return { refused: "act", errno: codeOf(error) };
+    return { refused: step, errno: codeOf(error) };
   } finally {
-    sys("close", reader);
+    for (const fd of [wait, go, ready]) sys("close", fd);
     if (pid > 0) {
       trySys("kill", pid, SIG.KILL);
       waitFor(pid);
@@ -289,9 +325,7 @@ function filters(): void {
 
 /** Forks under a tracer: ourselves. man 2 ptrace PTRACE_SEIZE, PTRACE_GET_SYSCALL_INFO */
 function nameRefused(act: () => boolean): Ending {
-  const pipe = new Memory(8);
-  sys("pipe2", pipe, O.CLOEXEC);
-  const [wait, go] = [pipe.bytes.readInt32LE(0), pipe.bytes.readInt32LE(4)];
+  const [wait, go] = pipe();
   const pid = fork(0);
   if (pid === 0) exitWith(() => sys("read", wait, new Memory(1), 1) === 1 && act());
   try {
@@ -358,6 +392,7 @@ function cgroups(): void {
 }
 
 namespaces();
+otherUid();
 privileges();
 walls();
 filters();

@@ -5,7 +5,7 @@
 import fs from "node:fs";
 import { parseOwnCgroups } from "./cgroup.js";
 import type { SlotPaths } from "./cgroup-slot.js";
-import { JailError } from "./errors.js";
+import { JailError, ROOT_NEEDS } from "./errors.js";
 import type { JailPlan } from "./plan.js";
 import { WORKER_SOCKET_FD } from "./seccomp.js";
 
@@ -73,7 +73,7 @@ export function attest(
       differs(`it shares the host's ${layer} namespace`);
     }
   }
-  const fds = fs.readdirSync(`/proc/${pid}/fd`);
+  const fds = descriptorsOf(pid);
   if (fds.length !== 1 || fds[0] !== String(WORKER_SOCKET_FD))
     differs(`its open descriptors are ${fds.join(", ")}`);
   if (plan.cgroup !== undefined && on("cgroup")) {
@@ -87,6 +87,17 @@ export function attest(
   }
   const kib = (name: string) => Number.parseInt(field(name), 10) * 1024;
   return { vmDataBytes: kib("VmData"), vmSizeBytes: kib("VmSize"), vmPeakRssBytes: kib("VmHWM"), filters };
+}
+
+/** Of a worker with another uid, root may see them by CAP_DAC_OVERRIDE. man 5 proc_pid_fd */
+function descriptorsOf(pid: number): string[] {
+  try {
+    return fs.readdirSync(`/proc/${pid}/fd`);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "EACCES") throw error;
+    const remedy = ROOT_NEEDS;
+    throw new JailError("attestation", `worker ${pid}: we may not see its descriptors`, { remedy, cause: error }); // prettier-ignore
+  }
 }
 
 /**

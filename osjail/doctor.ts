@@ -8,9 +8,9 @@ import path from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Attempt } from "./attempts.js";
 import { REAL_FILES, type FileView } from "./cgroup.js";
-import { JAIL_ERRORS } from "./errors.js";
+import { JAIL_ERRORS, JailError, ROOT_NEEDS } from "./errors.js";
 import type { Host } from "./host.js";
-import type { LayerReport } from "./plan.js";
+import type { HostFacts, LayerReport } from "./plan.js";
 
 /** `missing`: the floor does not stand without it. `absent`: an extra that this host lacks. */
 export interface Finding {
@@ -75,7 +75,7 @@ export async function examine(powers: DoctorPowers): Promise<DoctorReport> {
   }
   const attempts = await attemptAll(powers.node.execPath);
   const circumstances = circumstancesOf(facts.uid);
-  findings.push(...judge(attempts, circumstances), ...callerFindings(host));
+  findings.push(...judge(attempts, circumstances), otherUid(facts, attempts), ...systemdScope(host));
   if (!facts.cgroups.available) {
     for (const finding of findings) if (finding.layer === "cgroup") finding.fix = facts.cgroups.remedy;
   }
@@ -114,12 +114,8 @@ async function loadFfi(): Promise<{ finding: Finding }> {
       ? finding("ok", "the system-call library loads and answers", "")
       : finding("missing", "getpid gave no pid", "Please report this.");
   } catch (error) {
-    const detail = error instanceof Error ? (error.message.split("\n")[0] ?? "") : String(error);
-    return finding(
-      "missing",
-      `the system-call library does not load: ${detail}`,
-      "Install again with `npm ci`, without --omit=optional; x86-64 and arm64 Linux (glibc or musl) have builds.",
-    );
+    if (!(error instanceof JailError) || error.code !== "ffi") throw error;
+    return finding("missing", error.message, error.remedy);
   }
 }
 
@@ -138,38 +134,33 @@ async function hostOf(env: DoctorPowers["env"], findings: Finding[]): Promise<Ho
   }
 }
 
-/** How many ids a user namespace has. man 7 user_namespaces, "/proc/[pid]/uid_map" */
-export function idsOf(map: string): number {
-  return map.split("\n").reduce((sum, line) => sum + Number(line.trim().split(/\s+/)[2] ?? 0), 0);
+/** Whether workers have an uid of their own: what root alone can give, and must then be able to. Pure. */
+export function otherUid(
+  { uid, spareIds }: Pick<HostFacts, "uid" | "spareIds">,
+  attempts: readonly Attempt[],
+): Finding {
+  const layer = "other-uid";
+  if (uid !== 0) {
+    const fix = "Start as root where a worker must have another uid than its supervisor.";
+    return { layer, state: "absent", detail: `workers share uid ${uid}`, fix };
+  }
+  if (!spareIds) {
+    const fix =
+      "Where a worker must have another uid give the container a range of ids (/etc/subuid, newuidmap).";
+    return { layer, state: "absent", detail: "this container has no id but root's to give to a worker", fix };
+  }
+  const attempt = attempts.find((tried) => tried.layer === layer);
+  return attempt?.ok
+    ? { layer, state: "ok", detail: attempt.detail, fix: "" }
+    : { layer, state: "missing", detail: attempt?.detail ?? UNTRIED, fix: ROOT_NEEDS };
 }
 
-function callerFindings({ facts, systemdScope }: Host): Finding[] {
-  const finding = (layer: string, state: Finding["state"], detail: string, fix = ""): Finding => ({
-    layer,
-    state,
-    detail,
-    fix,
-  });
-  if (facts.uid === 0) {
-    if (idsOf(REAL_FILES.readFile("/proc/self/uid_map") ?? "") > 2) {
-      return [finding("other-uid", "ok", "root gives every zygote an unprivileged uid of its own")];
-    }
-    const fix =
-      "Give the container a range of ids (/etc/subuid, newuidmap), or start as another user than root.";
-    return [finding("other-uid", "missing", "this container has no id but root's to give to a worker", fix)];
-  }
-  const scope = facts.cgroups.available && systemdScope;
-  return [
-    finding(
-      "other-uid",
-      "absent",
-      `workers share uid ${facts.uid}`,
-      "Start as root where a worker must have another uid than its supervisor.",
-    ),
-    scope
-      ? finding("systemd-scope", "ok", "the user's manager is asked for a delegated scope")
-      : finding("systemd-scope", "absent", "not needed, or no user manager"),
-  ];
+function systemdScope({ facts, systemdScope: asked }: Host): Finding[] {
+  if (facts.uid === 0) return [];
+  const layer = "systemd-scope";
+  return facts.cgroups.available && asked
+    ? [{ layer, state: "ok", detail: "the user's manager is asked for a delegated scope", fix: "" }]
+    : [{ layer, state: "absent", detail: "not needed, or no user manager", fix: "" }];
 }
 
 // ---- the attempts ---------------------------------------------------------------------------------------------------
@@ -229,6 +220,8 @@ export function circumstancesOf(uid: number, files: FileView = REAL_FILES): Circ
 
 type Tried = Attempt["layer"];
 
+const UNTRIED = "not tried: the probe program ended before it";
+
 /** Every layer that is tried: whether the floor needs it, and what helps where it is refused. */
 const TRIED: Readonly<Record<string, { floor: boolean; fix: string }>> = {
   "user-namespace": { floor: true, fix: JAIL_ERRORS["user-namespace"] },
@@ -253,7 +246,7 @@ const TRIED: Readonly<Record<string, { floor: boolean; fix: string }>> = {
   landlock: { floor: true, fix: JAIL_ERRORS.landlock },
   mdwe: { floor: false, fix: "Linux 6.3 has it." },
   rlimits: { floor: true, fix: "Please report this with the whole report: every kernel has RLIMIT_DATA." },
-  "not-dumpable": { floor: false, fix: "Needs CAP_SYS_PTRACE: start as root." },
+  "not-dumpable": { floor: false, fix: "Needs CAP_SYS_PTRACE: start as root that has it." },
   seccomp: { floor: true, fix: JAIL_ERRORS.seccomp },
   naming: {
     floor: false,
@@ -272,7 +265,7 @@ export function judge(attempts: readonly Attempt[], circumstances: Circumstances
     return {
       layer,
       state: floor ? "missing" : "absent",
-      detail: attempt?.detail ?? "not tried: the probe program ended before it",
+      detail: attempt?.detail ?? UNTRIED,
       fix: (attempt && namespaceFix(attempt, circumstances)) ?? fix,
     };
   });
@@ -292,12 +285,7 @@ function namespaceFix({ layer, refused }: Attempt, host: Circumstances): string 
       "or sysctl kernel.apparmor_restrict_unprivileged_userns=0, or start as root."
     );
   }
-  if (host.root && refused === "id-map EPERM") {
-    return (
-      "Root without capabilities may not map its own id: start as another user, or add CAP_SETUID, CAP_SETGID, " +
-      "CAP_SETFCAP and CAP_DAC_OVERRIDE."
-    );
-  }
+  if (host.root && refused === "id-map EPERM") return ROOT_NEEDS;
   if (refused.startsWith("clone ENOSYS") || host.container || host.root) {
     return (
       "A container's seccomp profile or AppArmor refuses it: Docker: --security-opt seccomp=PROFILE that allows " +

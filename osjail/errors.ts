@@ -6,6 +6,7 @@ export const JAIL_ERRORS = {
   "not-linux": 'The kernel hull needs Linux. Elsewhere, for development only, ask for hull: "language-only".',
   architecture:
     'x86-64 and arm64 are supported. On another machine use hull: "language-only" for development.',
+  ffi: "Install again without leaving optional packages out (no --omit=optional): ffi-rs's builds for x86-64 and arm64 Linux, glibc or musl, are such.",
   "not-node":
     "Run under Node.js 20.19 or later: the zygote is started from process.execPath with V8's own flags.",
   "user-namespace":
@@ -40,6 +41,10 @@ export const JAIL_ERRORS = {
   "zygote-lost": "The zygote ended unexpectedly; it is started anew. If it repeats, run `doublehull doctor`.",
   "zygote-start": "The zygote could not be started. Run `doublehull doctor`.",
 } as const;
+
+/** The remedy where root lacks a capability that the uid of its zygotes takes. */
+export const ROOT_NEEDS =
+  "Root needs CAP_SETUID and CAP_SETGID to give workers an uid of their own, and CAP_DAC_OVERRIDE to look at them: add these, or start as another user.";
 
 export type JailErrorCode = keyof typeof JAIL_ERRORS;
 

@@ -3,6 +3,7 @@ import fs from "node:fs";
 import os from "node:os";
 import { ERRNO, KEY_SPEC, KEYCTL, PR } from "./abi/linux.js";
 import { detectCgroups, REAL_FILES } from "./cgroup.js";
+import { spareIds } from "./ids.js";
 import { landlockAbi } from "./landlock.js";
 import { hostArch, trySys } from "./libc.ffi.js";
 import type { HostFacts } from "./plan.js";
@@ -80,12 +81,6 @@ function userScope(
   if (!path.split(":").some((dir) => fs.existsSync(`${dir}/systemd-run`))) return undefined;
   const bus = env["DBUS_SESSION_BUS_ADDRESS"] ?? `unix:path=${runtime}/bus`;
   return { PATH: path, XDG_RUNTIME_DIR: runtime, DBUS_SESSION_BUS_ADDRESS: bus };
-}
-
-/** Whether this user namespace maps more than one id. man 7 user_namespaces "uid_map" */
-function spareIds(): boolean {
-  const lines = fs.readFileSync("/proc/self/uid_map", "latin1").trim().split("\n");
-  return lines.reduce((sum, line) => sum + Number(line.trim().split(/\s+/)[2] ?? 0), 0) > 2;
 }
 
 /** Whether keyctl(2) answers; a session without a keyring (ENOKEY) is an answer too. */

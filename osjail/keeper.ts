@@ -8,6 +8,7 @@ import { CLONE, CLONE_ARGS, O, POLL, POLLFD, SIG, SIGSET_SIZE, WAIT } from "./ab
 import { detectCgroups, REAL_FILES } from "./cgroup.js";
 import { CgroupTree, sweepCgroups } from "./cgroup-tree.js";
 import { JailError, type JailErrorCode } from "./errors.js";
+import { writeIdMaps } from "./ids.js";
 import { Memory, sys, trySys } from "./libc.ffi.js";
 import type { JailPlan } from "./plan.js";
 import { exitGroup, runZygote, type WorkerMain, type ZygoteEvent } from "./zygote.js";
@@ -55,7 +56,7 @@ export function keep(plan: JailPlan, main: WorkerMain, { before, settle }: Aroun
       runZygote(plan, { commands: COMMANDS_FD, tell, join }, main);
     }
     sys("close", COMMANDS_FD);
-    writeIdMaps(plan, pid);
+    mapIds(plan, pid);
     sys("write", start, new Memory("+"), 1);
     waitForTheEnd(pidfd);
     tree?.remove();
@@ -120,41 +121,14 @@ function cloneZygote(plan: JailPlan): { pid: number; pidfd: number } {
   return { pid, pidfd: pidfd.bytes.readInt32LE(0) };
 }
 
-/**
- * Root gives the zygote an unprivileged id that nobody else has; an ordinary user can only map its own. setgroups is
- * denied first: with it a process could drop a group that a file's mode excludes. man 7 user_namespaces
- */
-function writeIdMaps(plan: JailPlan, pid: number): void {
-  const [uid, gid] =
-    plan.ids.kind === "own"
-      ? [plan.ids.uid, plan.ids.gid]
-      : [unusedId("/proc/self/uid_map"), unusedId("/proc/self/gid_map")];
+function mapIds(plan: JailPlan, pid: number): void {
   try {
-    fs.writeFileSync(`/proc/${pid}/setgroups`, "deny");
-    fs.writeFileSync(`/proc/${pid}/uid_map`, `0 ${uid} 1`);
-    fs.writeFileSync(`/proc/${pid}/gid_map`, `0 ${gid} 1`);
+    writeIdMaps(plan.ids, pid);
   } catch (error) {
     throw new JailError("user-namespace", `the id map was refused: ${(error as Error).message}`, {
       cause: error,
     });
   }
-}
-
-const HIGH_IDS = 0x7000_0000;
-
-/** An id of our own, by our pid; inside a container the top of the ids that it has. */
-function unusedId(map: string): number {
-  const wanted = HIGH_IDS + process.pid;
-  let top = 0;
-  for (const line of fs.readFileSync(map, "latin1").split("\n")) {
-    const [first = NaN, , count = NaN] = line.trim().split(/\s+/).map(Number);
-    if (wanted >= first && wanted < first + count) return wanted;
-    if (first + count > top) top = first + count;
-  }
-  const spread = Math.min(top - 1, 16_384);
-  if (spread < 2)
-    throw new JailError("user-namespace", "this container has no id but root's to give to a jail");
-  return top - 2 - (process.pid % (spread - 1));
 }
 
 /** Blocks until the zygote has ended; ends it if the supervisor goes first. man 2 pidfd_open "poll" */

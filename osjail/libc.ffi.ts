@@ -4,11 +4,31 @@
  * Everything here is synchronous and works in a forked child that has no event loop.
  */
 import fs from "node:fs";
-import ffi from "ffi-rs";
+import { createRequire } from "node:module";
+import type ffi from "ffi-rs";
 import { SYSCALLS, type Arch, type SyscallName } from "./abi/syscalls.js";
 import { errnoName } from "./abi/linux.js";
+import { JailError } from "./errors.js";
 
-const { load, open, DataType } = ffi;
+/** Why it does not load, if so: its builds are optional packages, which an install may have left out. */
+let unloaded: JailError | undefined;
+const { load, open, DataType } = library();
+
+/** Where it does not load, whoever imports this file may go on; the first call throws. */
+function library(): Pick<typeof ffi, "load" | "open" | "DataType"> {
+  const require = createRequire(import.meta.url);
+  try {
+    return require("ffi-rs") as typeof ffi;
+  } catch (cause) {
+    const why = cause instanceof Error ? (cause.message.split("\n")[0] ?? "") : String(cause);
+    const error = (unloaded = new JailError("ffi", `the system-call library does not load: ${why}`, { cause })); // prettier-ignore
+    const fail = (): never => {
+      throw error;
+    };
+    return { load: fail, open: fail, DataType: {} as typeof DataType };
+  }
+}
+
 const { I64, U8Array } = DataType;
 /** By the number of words that a call passes: describing one takes ffi-rs half a microsecond. */
 const WORD_TYPES = Array.from({ length: 8 }, (_, words) => Array.from({ length: words }, () => I64));
@@ -176,7 +196,7 @@ const supported = process.platform === "linux" && (process.arch === "x64" || pro
  * Whether this copy of the module belongs to the process's first thread, which ends with the process; by the kernel's
  * word, since what runs in the jail loads no threads. Where there is no kernel hull it does not matter. man 2 gettid
  */
-export const onMainThread: boolean = !supported || sys("gettid") === process.pid;
+export const onMainThread: boolean = !supported || unloaded !== undefined || sys("gettid") === process.pid;
 
 /** RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE, the same in glibc and musl. man 3 dlopen, <dlfcn.h> */
 const STAY_LOADED = 0x1 | 0x4 | 0x1000;

@@ -6,6 +6,7 @@
 import type { Arch } from "./abi/syscalls.js";
 import type { CgroupSupport } from "./cgroup.js";
 import { JailError } from "./errors.js";
+import type { JailIds } from "./ids.js";
 import { explainLandlock, landlockRules, type LandlockRules } from "./landlock.js";
 import { COMPILES, PROFILES, type ProfileName } from "./seccomp.js";
 
@@ -78,8 +79,8 @@ export interface JailPlan {
   profile: ProfileName;
   /** Whether workers may make code at run time: then no page is sealed, and MDWE is not asked for. */
   compiles: boolean;
-  /** `high`: an own unprivileged host uid per zygote (the caller is root). `own`: the caller's. */
-  ids: { kind: "high" } | { kind: "own"; uid: number; gid: number };
+  /** `high` where the caller is root with ids to give away. */
+  ids: JailIds;
   landlock: LandlockRules;
   mdwe: boolean;
   timeNamespace: boolean;

@@ -489,7 +489,7 @@ function grammar(done: (code: number) => void): Command {
     .option("--run <id>", "only what concerns this run")
     .option(
       "--kind <kind>",
-      "only this kind: call, run, approval, job, tenant, key, policy, script, secret, auth, server, recovered",
+      "only this kind: call, run, approval, job, tenant, key, policy, script, secret, schedule, auth, server, recovered",
     )
     .option("--json", "print each as the JSON object that it is")
     .action(async (where: string, flags: ShowFlags) => done(await showAuditLog(where, flags)));

@@ -90,16 +90,17 @@ export class Sandbox {
     options: SandboxOptions = {},
     powers: SandboxPowers = { launchFrom: "thread", env: process.env },
   ): Promise<Sandbox> {
-    const sandbox = new Sandbox(parse(createSchema, options), powers);
-    sandbox.#checkFuel(options.limits ?? {});
-    requirePackage(sandbox.#engine);
+    let sandbox: Sandbox | undefined;
     try {
+      sandbox = new Sandbox(parse(createSchema, options), powers);
+      sandbox.#checkFuel(options.limits ?? {});
+      requirePackage(sandbox.#engine);
       const first = sandbox.#options.zygotePerTenant ? undefined : sandbox.#poolOf(NO_TENANT);
       if (sandbox.#options.typescript) void sandbox.#strippers().catch(() => {}); // told to the run that needs it
       await first;
       return sandbox;
     } catch (error) {
-      await sandbox.close();
+      await sandbox?.close();
       throw asSandboxError(error);
     }
   }

@@ -6,6 +6,7 @@
 import fs from "node:fs";
 import path from "node:path";
 import { LOCK } from "../../osjail/abi/linux.js";
+import { JailError } from "../../osjail/errors.js";
 import { sys } from "../../osjail/libc.ffi.js";
 import { MAX_CUTS, type Cut } from "./audit-events.js";
 import {
@@ -77,6 +78,7 @@ export function lockDirectory(dir: string): number {
       throw new AuditError("audit-in-use", `another process writes to ${dir}`, { cause: error });
     if (code === "ENOTDIR" || code === "ELOOP")
       throw new AuditError("audit-unsafe", `${dir} is no directory`, { cause: error });
+    if (error instanceof JailError) throw error; // no system call can be made at all
     throw asAuditError(error, `cannot open the audit log ${dir}`);
   }
 }

@@ -14,6 +14,7 @@ import type { ScriptEngine } from "../engines.js";
 import { SandboxError } from "../errors.js";
 import { files } from "../hostapi.js";
 import { completeLimits, type Limits, type PartialLimits } from "../limits.js";
+import { asSandboxError } from "../pool.js";
 import { Sandbox, usualConcurrent } from "../sandbox.js";
 import { adminRoutes } from "./admin-routes.js";
 import { createApp, type ServiceParts } from "./app.js";
@@ -333,8 +334,8 @@ function ownDirectory(dir: string): void {
   });
 }
 
-function told(error: unknown): unknown {
+function told(error: unknown): Error {
   if (error instanceof AuditError || error instanceof StoreError)
     return new SandboxError("host-cannot", error.message, { cause: error, remedy: error.remedy });
-  return error;
+  return asSandboxError(error);
 }

@@ -49,10 +49,23 @@ const PROGRAMS = { PostgreSQL: ["initdb", "postgres"], Redis: ["redis-server"] }
 /** Why there is none of it, in brackets for a test's name. Throws on a machine that is promised to have it. */
 export function withoutServer(server: keyof typeof PROGRAMS): string | undefined {
   const missing = PROGRAMS[server].find((program) => found(program) === undefined);
-  if (missing === undefined) return undefined;
-  const why = ` (skipped: this machine has no ${missing}, of ${server})`;
+  const why =
+    missing !== undefined
+      ? `this machine has no ${missing}, of ${server}`
+      : server === "PostgreSQL" && isNameless()
+        ? "this user has no name, which initdb asks for: an entry in /etc/passwd"
+        : undefined;
+  if (why === undefined) return undefined;
   if (process.env["DOUBLEHULL_CI"] !== undefined) throw new Error(why);
-  return why;
+  return ` (skipped: ${why})`;
+}
+
+function isNameless(): boolean {
+  try {
+    return os.userInfo().username === "";
+  } catch {
+    return true; // getpwuid_r(3) knows none
+  }
 }
 
 /** `describe` for what needs a server: skipped, in words, on a machine without. */
