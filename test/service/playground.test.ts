@@ -135,6 +135,7 @@ describe("the playground's pages", () => {
     } finally {
       await other.service.close();
       fs.rmSync(empty, { recursive: true });
+      fs.rmSync(path.dirname(other.dir), { recursive: true });
     }
   });
 });
