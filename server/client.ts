@@ -52,6 +52,7 @@ export type {
   JobState,
   MadeBatch,
   Schedule,
+  ScheduleEntry,
   Schedules,
   ScheduleSettings,
   SubmitOptions,

@@ -20,6 +20,8 @@ export type MadeBatch = z.output<typeof schemas.madeBatch>;
 export type Batch = z.output<typeof schemas.batch>;
 export type ScheduleSettings = z.input<typeof schemas.scheduleSettings>;
 export type Schedule = z.output<typeof schemas.schedule>;
+/** As in a list: without its job. */
+export type ScheduleEntry = z.output<typeof schemas.scheduleEntry>;
 
 /** What a job's runs tell, in order, and at the end the job. Texts and data are the script's: escape them where you show them. */
 export type JobEvent = { /** Its number; `after` takes it. */ id: number } & (
@@ -123,9 +125,9 @@ export const schedulesOf = (service: Connection) => ({
   put: (name: string, settings: ScheduleSettings): Promise<Schedule> =>
     service.json({ method: "PUT", path: ["v1", "schedules", name], body: settings }),
   get: (name: string): Promise<Schedule> => service.json({ method: "GET", path: ["v1", "schedules", name] }),
-  /** By name. */
-  list: async (): Promise<Schedule[]> => {
-    const { schedules } = await service.json<{ schedules: Schedule[] }>({ method: "GET", path: ["v1", "schedules"] }); // prettier-ignore
+  /** By name, without their jobs. */
+  list: async (): Promise<ScheduleEntry[]> => {
+    const { schedules } = await service.json<{ schedules: ScheduleEntry[] }>({ method: "GET", path: ["v1", "schedules"] }); // prettier-ignore
     if (!Array.isArray(schedules)) throw badAnswer("the answer is no list of schedules");
     return schedules;
   },

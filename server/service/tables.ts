@@ -131,6 +131,7 @@ export const MIGRATIONS: readonly (readonly Statement[])[] = [
       name TEXT NOT NULL,
       key TEXT NOT NULL,
       settings_json TEXT NOT NULL,
+      job_json TEXT NOT NULL,
       bytes INTEGER NOT NULL,
       next_ms INTEGER,
       last_ms INTEGER,

@@ -115,7 +115,7 @@ describe("of the table", () => {
   test("a schedule that has no next time any more stops, says why, and holds up no other", async () => {
     const job = { source: "1", delayMs: 0, keepS: 60, retry: { attempts: 1, backoffMs: 100, on: [] } };
     const put = (name: string, timeZone: string) =>
-      db.run("INSERT INTO schedules (tenant, name, key, settings_json, bytes, next_ms) VALUES ('a', ?, '', ?, 0, ?)", name, JSON.stringify({ cron: "* * * * *", timeZone, overlap: "skip", job }), now - 1000); // prettier-ignore
+      db.run("INSERT INTO schedules (tenant, name, key, settings_json, job_json, bytes, next_ms) VALUES ('a', ?, '', ?, ?, 0, ?)", name, JSON.stringify({ cron: "* * * * *", timeZone, overlap: "skip" }), JSON.stringify(job), now - 1000); // prettier-ignore
     await put("a-bad", "Atlantis/Capital"); // known to the node that took it
     await put("b-good", "UTC");
     const accept = () => Promise.resolve({ ids: ["made"], offer: () => Promise.resolve() });
@@ -135,11 +135,11 @@ describe("of the table", () => {
       await table.finish((await table.claim(ticket, "one")) as never, { state: "done", eventBytes: 0 });
     now += 61_000;
     await table.removeExpired();
-    expect(await table.list("b", { limit: 10 })).toEqual([]);
-    expect(await table.list("a", { limit: 10 })).toHaveLength(3);
+    expect((await table.list("b", { limit: 10 })).jobs).toEqual([]);
+    expect((await table.list("a", { limit: 10 })).jobs).toHaveLength(3);
     await db.run("UPDATE deliveries SET state = 'delivered'");
     now += 61_000;
     await table.removeExpired();
-    expect(await table.list("a", { limit: 10 })).toEqual([]);
+    expect((await table.list("a", { limit: 10 })).jobs).toEqual([]);
   });
 });

@@ -17,6 +17,7 @@ import { badFields, Problem, type FieldError, type ProblemCode } from "../proble
 import { asProblem, type Runner } from "../runner.js";
 import { lockTenant, storedBytes, type Tenant, type Tenants } from "../tenants.js";
 import { secretsOf, signingKey, type Callbacks } from "./callbacks.js";
+import { EventLog } from "./event-log.js";
 import type { JobQueue, Ticket } from "./queue.js";
 import { hasEnded, type Job, type JobRequest } from "./schemas.js";
 import { Repeating } from "./repeating.js";
@@ -53,10 +54,6 @@ const WRITE_MS = 60_000;
 const UNWRITABLE_MS = 5000;
 /** Of the jobs that may be under way here one tenant has so many for each place that stays free, as it has of the workers (pool.ts). */
 const HELD_PER_FREE = 3;
-/** Kept of one job's logs and events. It stops a script that fills the disk with what nobody reads. */
-const MAX_EVENTS = 2000;
-const MAX_EVENT_UNITS = 1024 * 1024;
-const FLUSH_MS = 200;
 /** For news of a job that may run elsewhere; where it cannot, news is told, ms. */
 const LOOK_MS = 500;
 const LOOK_ALONE_MS = 5000;
@@ -561,58 +558,3 @@ const noJob = () => new Problem("not-found", "there is no such job, or its resul
 
 /** Doubled for each attempt after the first, up to an hour. */
 const backoff = ({ attempt }: JobRow, ms: number): number => Math.min(ms * 2 ** (attempt - 1), 3_600_000);
-
-/** What a job's runs tell, on its way to the table: in batches, bounded. */
-class EventLog {
-  readonly #job: JobRow;
-  readonly #table: JobTable;
-  readonly #changed: () => void;
-  #kept = 0;
-  #units = 0;
-  #full = false;
-  #pending: { event: string; data: string }[] = [];
-  #timer: NodeJS.Timeout | undefined;
-  #writing: Promise<void> = Promise.resolve();
-
-  constructor(job: JobRow, table: JobTable, changed: () => void) {
-    this.#job = job;
-    this.#table = table;
-    this.#changed = changed;
-  }
-
-  async open(): Promise<void> {
-    const { count, units } = await this.#table.eventsKept(this.#job.id);
-    [this.#kept, this.#units] = [count, units];
-  }
-
-  push(event: string, value: unknown): void {
-    if (this.#full) return;
-    const data = jsonText(value);
-    this.#full =
-      this.#kept + this.#pending.length >= MAX_EVENTS || this.#units + data.length > MAX_EVENT_UNITS;
-    this.#pending.push(this.#full ? { event: "full", data: "{}" } : { event, data });
-    this.#units += data.length;
-    this.#timer ??= setTimeout(() => this.#flush(), FLUSH_MS).unref();
-  }
-
-  #flush(): void {
-    this.#timer = undefined;
-    const events = this.#pending;
-    if (events.length === 0) return;
-    this.#pending = [];
-    const after = this.#kept;
-    this.#kept += events.length;
-    this.#writing = this.#writing
-      .then(() => this.#table.addEvents(this.#job.id, after, events))
-      .then(this.#changed)
-      .catch(() => {}); // what is lost here stands in the outcome
-  }
-
-  /** Bytes that are kept, about. */
-  async close(): Promise<number> {
-    clearTimeout(this.#timer);
-    this.#flush();
-    await this.#writing;
-    return Math.min(this.#units, MAX_EVENT_UNITS);
-  }
-}

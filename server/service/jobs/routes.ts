@@ -7,7 +7,7 @@ import { idempotencyKey } from "../idempotency.js";
 import { Problem } from "../problems.js";
 import { freeText, nothing, problems, scriptName } from "../schemas.js";
 import type { Tenant } from "../tenants.js";
-import { batch, batchRequest, job, JOB_STATES, jobPage, jobRequest, madeBatch, schedule, scheduleSettings, type Job, type JobRequest } from "./schemas.js"; // prettier-ignore
+import { batch, batchRequest, job, JOB_STATES, jobPage, jobRequest, madeBatch, schedule, scheduleEntry, scheduleSettings, type Job, type JobRequest } from "./schemas.js"; // prettier-ignore
 
 const MAX_PAGE = 1000;
 const seconds = z.string().max(10).optional().describe("Seconds to wait for the end, up to 60.");
@@ -194,7 +194,7 @@ export function jobRoutes(app: App, parts: ServiceParts): void {
   );
   app.get(
     "/v1/schedules",
-    { schema: { summary: "Schedules, by name", tags, response: { 200: z.object({ schedules: z.array(schedule) }), ...problems } } }, // prettier-ignore
+    { schema: { summary: "Schedules, by name, without their jobs", tags, response: { 200: z.object({ schedules: z.array(scheduleEntry) }), ...problems } } }, // prettier-ignore
     async (request) => ({ schedules: await schedules.list(tenantOf(request).id) }),
   );
   app.get(

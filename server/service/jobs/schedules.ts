@@ -12,7 +12,7 @@ import { badField, Problem } from "../problems.js";
 import { lockTenant, storedBytes, type Tenant, type Tenants } from "../tenants.js";
 import type { Jobs } from "./jobs.js";
 import { Repeating } from "./repeating.js";
-import type { Schedule, ScheduleSettings } from "./schemas.js";
+import type { Schedule, ScheduleEntry, ScheduleSettings } from "./schemas.js";
 import type { JobTable } from "./table.js";
 
 export interface SchedulesParts {
@@ -29,7 +29,9 @@ interface ScheduleRow {
   tenant: string;
   name: string;
   key: string;
+  /** All but the job. */
   settings_json: string;
+  job_json: string;
   next_ms: number | null;
   last_ms: number | null;
   last_job: string | null;
@@ -61,8 +63,9 @@ export class Schedules {
     const { db, jobs, audit, now } = this.#parts;
     const next = nextTime(settings, now());
     await jobs.check(tenant, [settings.job], () => "job.");
-    const json = JSON.stringify(settings);
-    const bytes = Buffer.byteLength(json);
+    const { job, ...rest } = settings;
+    const [json, jobJson] = [JSON.stringify(rest), JSON.stringify(job)];
+    const bytes = Buffer.byteLength(json) + Buffer.byteLength(jobJson);
     await db.transaction(async (queries) => {
       await lockTenant(queries, tenant.id);
       const own = await first<{ count: number; bytes: number | null }>(queries, "SELECT count(*) AS count, (SELECT bytes FROM schedules WHERE tenant = ? AND name = ?) AS bytes FROM schedules WHERE tenant = ?", tenant.id, name, tenant.id); // prettier-ignore
@@ -73,13 +76,14 @@ export class Schedules {
         throw new Problem("storage-full", `the tenant may store ${storageBytes} bytes`);
       audit.append({ kind: "schedule", act: own?.bytes === null ? "created" : "changed", by: key, tenant: tenant.id, schedule: name }); // prettier-ignore
       await queries.run(
-        `INSERT INTO schedules (tenant, name, key, settings_json, bytes, next_ms) VALUES (?, ?, ?, ?, ?, ?)
+        `INSERT INTO schedules (tenant, name, key, settings_json, job_json, bytes, next_ms) VALUES (?, ?, ?, ?, ?, ?, ?)
           ON CONFLICT (tenant, name) DO UPDATE SET key = excluded.key, settings_json = excluded.settings_json,
-            bytes = excluded.bytes, next_ms = excluded.next_ms`,
+            job_json = excluded.job_json, bytes = excluded.bytes, next_ms = excluded.next_ms`,
         tenant.id,
         name,
         key,
         json,
+        jobJson,
         bytes,
         settings.enabled ? next : null,
       );
@@ -94,9 +98,10 @@ export class Schedules {
     return scheduleOf(row);
   }
 
-  async list(tenant: string): Promise<Schedule[]> {
-    const rows = await this.#parts.db.all<ScheduleRow>("SELECT * FROM schedules WHERE tenant = ? ORDER BY name", tenant); // prettier-ignore
-    return rows.map(scheduleOf);
+  /** By name, without their jobs: a tenant's sources may be more than one answer should have. */
+  async list(tenant: string): Promise<ScheduleEntry[]> {
+    const rows = await this.#parts.db.all<Omit<ScheduleRow, "job_json">>("SELECT name, settings_json, next_ms, last_ms, last_job, last_problem FROM schedules WHERE tenant = ? ORDER BY name", tenant); // prettier-ignore
+    return rows.map(entryOf);
   }
 
   async remove(tenant: string, name: string, by: string): Promise<void> {
@@ -124,7 +129,7 @@ export class Schedules {
     const { db, tenants, table, jobs, logger, now } = this.#parts;
     const row = await first<ScheduleRow>(db, "SELECT * FROM schedules WHERE tenant = ? AND name = ? AND next_ms <= ?", tenantId, name, now()); // prettier-ignore
     if (row === undefined) return; // removed or changed meanwhile, or another node's
-    const settings = JSON.parse(row.settings_json) as ScheduleSettings;
+    const { settings } = scheduleOf(row);
     let next: number | null = null;
     let never: string | null = null;
     try {
@@ -193,18 +198,26 @@ function nextTime({ cron, timeZone }: ScheduleSettings, now: number): number {
   return next.getTime();
 }
 
-const scheduleOf = ({
+const entryOf = ({
   name,
   settings_json,
   next_ms,
   last_ms,
   last_job,
   last_problem,
-}: ScheduleRow): Schedule => ({
+}: Omit<ScheduleRow, "job_json">): ScheduleEntry => ({
   name,
-  settings: JSON.parse(settings_json) as ScheduleSettings,
+  settings: JSON.parse(settings_json) as ScheduleEntry["settings"],
   nextMs: next_ms,
   lastMs: last_ms,
   lastJob: last_job,
   lastProblem: last_problem,
 });
+
+function scheduleOf(row: ScheduleRow): Schedule {
+  const entry = entryOf(row);
+  return {
+    ...entry,
+    settings: { ...entry.settings, job: JSON.parse(row.job_json) as ScheduleSettings["job"] },
+  };
+}

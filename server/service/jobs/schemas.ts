@@ -136,4 +136,8 @@ export const schedule = z
     lastProblem: z.string().nullable().describe("Why no job was made then."),
   })
   .meta({ id: "Schedule" });
+export const scheduleEntry = schedule
+  .extend({ settings: scheduleSettings.omit({ job: true }) })
+  .meta({ id: "ScheduleEntry" });
+export type ScheduleEntry = z.output<typeof scheduleEntry>;
 export type Schedule = z.output<typeof schedule>;
