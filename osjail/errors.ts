@@ -6,7 +6,7 @@ export const JAIL_ERRORS = {
   "not-linux": 'The kernel hull needs Linux. Elsewhere, for development only, ask for hull: "language-only".',
   architecture:
     'x86-64 and arm64 are supported. On another machine use hull: "language-only" for development.',
-  ffi: "Install again without leaving optional packages out (no --omit=optional): ffi-rs's builds for x86-64 and arm64 Linux, glibc or musl, are such.",
+  ffi: "Run the install again without --omit=optional: ffi-rs's builds (x86-64 and arm64 Linux, glibc or musl) are optional packages.",
   "not-node":
     "Run under Node.js 20.19 or later: the zygote is started from process.execPath with V8's own flags.",
   "user-namespace":
