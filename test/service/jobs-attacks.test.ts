@@ -42,7 +42,7 @@ describe("a tenant", () => {
     const callbacks = { allow: [url(silent), url(prompt)], open: ["127.0.0.1/32"] };
     const tenant = async (id: string) => {
       const key = await it.tenant(id, { quotas: plenty, callbacks });
-      await it.ask("PUT", "/v1/secrets/HOOK", { key, body: { value: "x" } });
+      await it.ask("PUT", "/v1/secrets/HOOK", { key, body: { value: "a text of some length" } });
       return key;
     };
     for (let i = 0; i < 4; i++) {
@@ -249,7 +249,7 @@ describe("with an audit log whose disk is full", () => {
 
   test("callbacks wait, and none of their tries is used up", async () => {
     const key = await it.tenant("untold", { policy });
-    await it.ask("PUT", "/v1/secrets/HOOK", { key, body: { value: "x" } });
+    await it.ask("PUT", "/v1/secrets/HOOK", { key, body: { value: "a text of some length" } });
     const callback = { url: "https://127.0.0.1:1/", secret: "HOOK" };
     const id = await post({ ...one, delayMs: 1e8, callback }, { key });
     const disk = filling(new RegExp(`"act":"told","job":"${id}"`));

@@ -200,8 +200,8 @@ describeWith("PostgreSQL", "two nodes on one database", () => {
       expect(await field(node.admin("POST", "/admin/v1/tenants/default/keys", { body: { name: "\0" } }))).toEqual(refused("name")); // prettier-ignore
       expect(await field(node.admin("DELETE", "/admin/v1/tenants/default/keys/%00"))).toEqual(refused("key"));
       expect(await field(node.ask("GET", "/v1/scripts?after=%00"))).toEqual(refused("after"));
-      for (const name of ["before", "batch"])
-        expect(await field(node.ask("GET", `/v1/jobs?${name}=%00`))).toEqual(refused(name));
+      expect(await field(node.ask("GET", "/v1/jobs?batch=%00"))).toEqual(refused("batch"));
+      expect(await field(node.ask("GET", "/v1/jobs?before=%00"))).toMatchObject({ field: "before" });
       const stream = { headers: { accept: "text/event-stream" } };
       for (const [method, route, more] of [
         ["GET", "/v1/jobs/%00"], ["GET", "/v1/jobs/%00/events", stream], ["POST", "/v1/jobs/%00/cancel"], ["POST", "/v1/jobs/%00/retry"], ["DELETE", "/v1/jobs/%00"],
