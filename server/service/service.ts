@@ -323,8 +323,21 @@ async function firstKeys(tenants: Tenants, audit: AuditLog, most: Limits) {
   return made === undefined ? undefined : { tenant, ...made };
 }
 
+/** One after the other: mkdir(2) in /proc answers ENOENT, on which Node's recursive one tries for ever. */
+function makeDirectory(dir: string): void {
+  const missing: string[] = [];
+  for (let at = dir; !fs.existsSync(at); at = path.dirname(at)) missing.unshift(at);
+  for (const at of missing) fs.mkdirSync(at, { mode: 0o700 });
+}
+
 function ownDirectory(dir: string): void {
-  fs.mkdirSync(dir, { recursive: true, mode: 0o700 });
+  try {
+    makeDirectory(dir);
+  } catch (cause) {
+    const { code = "" } = cause as NodeJS.ErrnoException;
+    const remedy = "Name one that the service's user may make or has, with --data.";
+    throw new SandboxError("host-cannot", `the directory ${dir} cannot be made (${code})`, { field: "data", remedy, cause }); // prettier-ignore
+  }
   const { mode, uid } = fs.statSync(dir);
   if ((mode & 0o077) === 0 && uid === process.geteuid?.()) return;
   const remedy = `Give it to the service's user alone: chown and chmod 700, or name another with --data.`;

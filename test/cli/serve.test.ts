@@ -75,6 +75,10 @@ test("what an operator does wrong is told with its remedy", async () => {
     code: 2,
     stderr: expect.stringContaining("wallMs"),
   });
+  for (const nowhere of ["/proc/nowhere", "/proc/nowhere/data", "/dev/null/data"]) {
+    const { code, stderr } = await cli(["serve", ...anywhere, "--data", nowhere]);
+    expect({ code, stderr }).toMatchObject({ code: 4, stderr: expect.stringMatching(/cannot be made[^]*--data/) }); // prettier-ignore
+  }
   const server = net.createServer().listen(0, "127.0.0.1");
   await new Promise((ready) => server.once("listening", ready));
   const { port } = server.address() as net.AddressInfo;
