@@ -15,8 +15,14 @@ const PROFILE: ContainerProfile = JSON.parse(
   fs.readFileSync(new URL("../../server/deploy/seccomp.json", import.meta.url), "utf8"),
 );
 
-/** The program that a runtime installs for the profile, without the calls named. Other architectures' calls are killed. */
-export function containerFilter(without: readonly string[] = []): Instruction[] {
+/**
+ * The program that a runtime installs for the profile, without the calls named and with further ones. Other
+ * architectures' calls are killed.
+ */
+export function containerFilter(
+  without: readonly string[] = [],
+  further: readonly string[] = [],
+): Instruction[] {
   const arch = hostArch();
   const numbers: Readonly<Record<string, number>> = SYSCALLS[arch];
   const refused = answer(SECCOMP.RET_ERRNO + PROFILE.defaultErrnoRet);
@@ -30,13 +36,13 @@ export function containerFilter(without: readonly string[] = []): Instruction[] 
     answer(SECCOMP.RET_KILL_PROCESS),
     label("one by one"),
   ];
-  const names = new Set(PROFILE.syscalls.flatMap((rule) => rule.names));
+  const names = new Set([...further, ...PROFILE.syscalls.flatMap((rule) => rule.names)]);
   for (const name of names) {
     const nr = numbers[name];
     if (nr === undefined || without.includes(name)) continue; // the other architecture's
     lines.push(test("EQUAL", nr, { no: `past ${name}` }));
     const rules = PROFILE.syscalls.filter((rule) => rule.names.includes(name));
-    if (rules.every((rule) => rule.args !== undefined)) {
+    if (!further.includes(name) && rules.every((rule) => rule.args !== undefined)) {
       for (const { index, value } of rules.flatMap((rule) => rule.args ?? [])) {
         lines.push(load(argumentWords(index).low), test("EQUAL", value, { yes: `allowed ${name}` }));
       }

@@ -16,7 +16,8 @@ describe("a worker in a container", () => {
   beforeAll(() => {
     expect(trySys("keyctl", 0, -3, 0, 0, 0)).not.toBe(-ERRNO.ENOSYS); // the control: the host has it
     sys("prctl", PR.SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-    installFilter(new FilterProgram(containerFilter()));
+    // This Node may have a ring already, which one that begins in a container never gets: without it libuv would abort.
+    installFilter(new FilterProgram(containerFilter([], ["io_uring_enter"])));
     expect(trySys("keyctl", 0, -3, 0, 0, 0)).toBe(-ERRNO.ENOSYS);
   });
 

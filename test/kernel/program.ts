@@ -11,11 +11,13 @@ export interface Ended {
   said: unknown[];
 }
 
+/** What a program begins with. */
+export const SAY = `import fs from "node:fs"; const say = (value) => fs.writeSync(1, JSON.stringify(value) + "\\n");`;
+
 /** `source` is a module and calls `say(value)`; `files` is its limit on open files. It is killed after 25 s. */
 export async function program(source: string, options: { files?: number } = {}): Promise<Ended> {
-  const say = `import fs from "node:fs"; const say = (value) => fs.writeSync(1, JSON.stringify(value) + "\\n");`;
   const limit = options.files === undefined ? "" : `ulimit -n ${options.files} && `;
-  const args = ["-c", `${limit}exec "$0" "$@"`, process.execPath, "--input-type=module", "-e", say + source];
+  const args = ["-c", `${limit}exec "$0" "$@"`, process.execPath, "--input-type=module", "-e", SAY + source];
   const child = spawn("/bin/sh", args, {
     stdio: ["ignore", "pipe", "inherit"],
     timeout: PROGRAM_MS,
