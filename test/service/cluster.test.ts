@@ -70,7 +70,7 @@ for (const kind of ["Redis", "PostgreSQL"] as const) {
         }
       };
       const countOf = async (name: string) => {
-        const source = "export default (name, { kv }) => kv.get(name)";
+        const source = "export default async (name, { kv }) => (await kv.get(name)) ?? 0";
         const { body } = await alive().ask("POST", "/v1/runs", { key, body: { source, input: name, grants: ["kv"] } }); // prettier-ignore
         return body.outcome.value as number;
       };
@@ -129,6 +129,8 @@ for (const kind of ["Redis", "PostgreSQL"] as const) {
         const retry = { attempts: 3, backoffMs: 100, on: ["lost"] };
         const rest = (await batch(20, (i) => `rest${i}`, { retry })).jobs;
         for (const id of again) await running(id);
+        // Each has counted itself: one that was killed before would count itself first in its second attempt.
+        for (const i of again.keys()) while ((await countOf(`again${i}`)) !== 1);
         await victim.kill("SIGKILL");
         await nodes[1]?.kill("SIGKILL");
         await node();
@@ -139,7 +141,7 @@ for (const kind of ["Redis", "PostgreSQL"] as const) {
         const last = await ended(once);
         expect(last).toMatchObject({ state: "failed", attempt: 1 });
         expect([undefined, "job-lost"]).toContain(last.problem?.code);
-        expect(await countOf("once")).toBe(1);
+        expect(await countOf("once")).toBeLessThanOrEqual(1); // it was killed before it counted itself, or after
       }, 120_000);
 
       if (kind === "Redis")
