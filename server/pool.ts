@@ -9,6 +9,7 @@ import { JailError } from "../osjail/errors.js";
 import { engineRemedy } from "./engines.js";
 import { SandboxError } from "./errors.js";
 import type { Hull, ParkedWorker } from "./hull.js";
+import { Shares } from "./shares.js";
 
 export interface PoolOptions {
   /** Starts a generation. `first` is the one that somebody waits for. */
@@ -59,13 +60,6 @@ export const NO_TENANT = "";
 const MOST_WARM = 64;
 
 /**
- * Slots that one tenant may hold for each that stays free: of 4 it gets 3, of 16 it gets 12, and two that want all get
- * 6 each of 16. So whoever holds nothing finds a slot, as long as the tenants are no more than the slots allow.
- * Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet Switches", 1998, with alpha = 3.
- */
-const HELD_PER_FREE = 3;
-
-/**
  * How long forking waits while there are parked workers left and nobody waits for one: most runs are over by then, and a
  * fork beside a run, which takes zygote and supervisor, would double what that run takes on two cores, ms.
  */
@@ -84,7 +78,7 @@ export class Pool {
   #waiting = 0;
   #running = 0;
   /** Slots held, by tenant. */
-  readonly #held = new Map<string, number>();
+  readonly #held = new Shares();
   #forkFailures = 0;
   #closed = false;
   #recycleTimer: NodeJS.Timeout | undefined;
@@ -172,9 +166,8 @@ export class Pool {
 
   /** Whether the tenant may have one more of the slots that are free. */
   #mayHold(tenant: string): boolean {
-    const held = this.#held.get(tenant) ?? 0;
-    const freeAfter = this.#options.maxConcurrent - this.#running - 1;
-    return tenant === NO_TENANT || held === 0 || held + 1 <= HELD_PER_FREE * freeAfter;
+    const free = this.#options.maxConcurrent - this.#running;
+    return tenant === NO_TENANT || this.#held.mayHoldOneMore(tenant, free);
   }
 
   /** The first of the tenant whose turn it is; the tenant then goes to the end of the line. */
@@ -228,7 +221,7 @@ export class Pool {
     parked.onLost = undefined;
     generation.running++;
     this.#running++;
-    this.#held.set(tenant, (this.#held.get(tenant) ?? 0) + 1);
+    this.#held.add(tenant);
     let over = false;
     return {
       parked,
@@ -238,9 +231,7 @@ export class Pool {
         over = true;
         generation.running--;
         this.#running--;
-        const held = (this.#held.get(tenant) ?? 0) - 1;
-        if (held > 0) this.#held.set(tenant, held);
-        else this.#held.delete(tenant);
+        this.#held.giveBack(tenant);
         this.#retireIfDone(generation);
         this.#pump();
       },

@@ -27,6 +27,7 @@ import {
   type ZodTypeProvider,
 } from "fastify-type-provider-zod";
 import { issueWords } from "../policy.js";
+import { Shares } from "../shares.js";
 import { jsonText } from "../show.js";
 import type { AuditLog } from "./audit-log.js";
 import { answerBroken, whenOver } from "./connections.js";
@@ -272,19 +273,17 @@ const ALL_BODY_BYTES = 256 * 1024 * 1024;
 /** Room for bodies: they are read before rates and quotas can refuse them, so what they declare is counted before that. */
 class BodyRoom {
   #all = 0;
-  readonly #of = new Map<string, number>();
+  readonly #of = new Shares();
 
   /** What gives the room back; undefined if there is none. */
   reserve(tenant: string, bytes: number): (() => void) | undefined {
-    const own = this.#of.get(tenant) ?? 0;
-    if (own + bytes > TENANT_BODY_BYTES || this.#all + bytes > ALL_BODY_BYTES) return undefined;
+    if (this.#of.of(tenant) + bytes > TENANT_BODY_BYTES || this.#all + bytes > ALL_BODY_BYTES)
+      return undefined;
     this.#all += bytes;
-    this.#of.set(tenant, own + bytes);
+    this.#of.add(tenant, bytes);
     return () => {
       this.#all -= bytes;
-      const left = (this.#of.get(tenant) ?? bytes) - bytes;
-      if (left > 0) this.#of.set(tenant, left);
-      else this.#of.delete(tenant);
+      this.#of.giveBack(tenant, bytes);
     };
   }
 }

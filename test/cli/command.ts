@@ -51,3 +51,21 @@ export function folder(files: Readonly<Record<string, string | Uint8Array>>): { 
   for (const [name, text] of Object.entries(files)) fs.writeFileSync(path.join(dir, name), text);
   return { path: dir, [Symbol.dispose]: () => fs.rmSync(dir, { recursive: true }) };
 }
+
+/** Flags of a service that is in nobody's way. */
+export const anywhere = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-level", "error"];
+
+/** `doublehull serve`, started, and what it said by then. Rejects with its words where it does not start. */
+export async function startServing(args: readonly string[], env?: Readonly<Record<string, string>>) {
+  const child = start(["serve", ...anywhere, ...args], env === undefined ? {} : { env });
+  const ended = finished(child);
+  const said = await new Promise<string>((resolve, reject) => {
+    let text = "";
+    child.stdout?.on("data", (chunk: string) => {
+      text += chunk;
+      if (/(?:'|new ones.*)\n$/.test(text)) resolve(text);
+    });
+    void ended.then(({ stderr }) => reject(new Error(stderr)));
+  });
+  return { child, ended, said };
+}

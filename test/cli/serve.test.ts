@@ -5,24 +5,7 @@ import net from "node:net";
 import path from "node:path";
 import { promisify } from "node:util";
 import { expect, test } from "vitest";
-import { cli, finished, folder, start } from "./command.js";
-
-const anywhere = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-level", "error"];
-
-/** Started, and what it said by then. */
-async function serving(args: readonly string[]) {
-  const child = start(["serve", ...anywhere, ...args]);
-  const ended = finished(child);
-  const said = await new Promise<string>((resolve, reject) => {
-    let text = "";
-    child.stdout?.on("data", (chunk: string) => {
-      text += chunk;
-      if (/(?:'|new ones.*)\n$/.test(text)) resolve(text);
-    });
-    void ended.then(({ stderr }) => reject(new Error(stderr)));
-  });
-  return { child, ended, said };
-}
+import { anywhere, cli, folder, startServing as serving } from "./command.js";
 
 test("the first start prints keys and a request that works as printed; SIGTERM ends it in order; the next start keeps them", async () => {
   using dir = folder({});

@@ -3,6 +3,7 @@ import http from "node:http";
 import type { AddressInfo } from "node:net";
 import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from "vitest";
 import { Client, ServiceError, verifyCallback, type JobEvent, type JobRequest } from "doublehull/client"; // prettier-ignore
+import { all, refusal } from "./answers.js";
 import { cutting } from "./cutting.js";
 import { end, shared, start } from "./harness.js";
 
@@ -18,20 +19,6 @@ beforeAll(async () => {
   client = clientOf(key);
 });
 
-async function all<T>(items: AsyncIterable<T>): Promise<T[]> {
-  const list: T[] = [];
-  for await (const item of items) list.push(item);
-  return list;
-}
-/** What it rejects with, which must be a ServiceError. */
-async function refusal(asked: Promise<unknown>): Promise<ServiceError> {
-  const error: unknown = await asked.then(
-    () => undefined,
-    (reason: unknown) => reason,
-  );
-  expect(error).toBeInstanceOf(ServiceError);
-  return error as ServiceError;
-}
 /** The same client through a network that cuts so many connections. */
 async function throughCuts(
   cuts: { afterEvents: number; times: number },

@@ -2,6 +2,7 @@
 import net, { type AddressInfo } from "node:net";
 import { afterEach, beforeAll, describe, expect, test, vi } from "vitest";
 import { AdminClient, Client, ServiceError, type RunEvent } from "doublehull/client";
+import { all, refusal } from "./answers.js";
 import { cutting } from "./cutting.js";
 import { audited, shared, until } from "./harness.js";
 
@@ -14,20 +15,6 @@ beforeAll(() => {
   admin = new AdminClient({ baseUrl: `${it.service.adminAddress}/`, apiKey: adminKey() });
 });
 
-async function all<T>(items: AsyncIterable<T>): Promise<T[]> {
-  const list: T[] = [];
-  for await (const item of items) list.push(item);
-  return list;
-}
-/** What it rejects with, which must be a ServiceError. */
-async function refusal(asked: Promise<unknown>): Promise<ServiceError> {
-  const error: unknown = await asked.then(
-    () => undefined,
-    (reason: unknown) => reason,
-  );
-  expect(error).toBeInstanceOf(ServiceError);
-  return error as ServiceError;
-}
 /** Resolves when the audit log says how the run ended. */
 const endOf = async (run: string): Promise<unknown> =>
   (await until(() => audited(it.dir).find((line) => line["run"] === run && line["act"] === "finished")))["status"]; // prettier-ignore

@@ -4,7 +4,7 @@ import net from "node:net";
 import os from "node:os";
 import path from "node:path";
 import { afterAll, beforeAll } from "vitest";
-import { finished, start as startCommand } from "../cli/command.js";
+import { startServing } from "../cli/command.js";
 import { startService, type Service, type ServiceOptions } from "#server/service/service";
 
 export interface Answer {
@@ -134,20 +134,7 @@ export async function serving(
   keys?: Keys,
   env?: Record<string, string>,
 ): Promise<Serving> {
-  const anywhere = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-level", "error"];
-  const child = startCommand(
-    ["serve", "--data", dir, ...anywhere, ...args],
-    env === undefined ? {} : { env },
-  );
-  const ended = finished(child);
-  const said = await new Promise<string>((resolve, reject) => {
-    let text = "";
-    child.stdout?.on("data", (chunk: string) => {
-      text += chunk;
-      if (/(?:'|new ones.*)\n$/.test(text)) resolve(text);
-    });
-    void ended.then(({ stderr }) => reject(new Error(stderr)));
-  });
+  const { child, ended, said } = await startServing(["--data", dir, ...args], env);
   const part = (pattern: RegExp): string => pattern.exec(said)?.[1] ?? "";
   const own = keys ?? { key: part(/^API key +(\S+)/m), adminKey: part(/^administrator +(\S+)/m) };
   return {

@@ -10,6 +10,7 @@ import { createHmac } from "node:crypto";
 import type { FastifyBaseLogger } from "fastify";
 import { CapabilityError, type Call } from "../../../hostapi/capability.js";
 import type { HttpAnswer } from "../../../hostapi/http.js";
+import { Shares } from "../../shares.js";
 import { jsonText } from "../../show.js";
 import type { AuditLog } from "../audit-log.js";
 import { first, type Database } from "../database.js";
@@ -58,7 +59,7 @@ export const secretsOf = ({ secret }: Callback): readonly string[] =>
 export class Callbacks {
   readonly #parts: CallbacksParts;
   readonly #sending = new Map<string, Promise<void>>();
-  readonly #ofTenant = new Map<string, number>();
+  readonly #ofTenant = new Shares();
   #unwritableUntil = 0;
   readonly #ending = new AbortController();
   readonly #look: Repeating;
@@ -103,7 +104,7 @@ export class Callbacks {
       for (let own = 0; own < AT_ONCE_OF_TENANT; own++) {
         for (;;) {
           if (this.#sending.size >= AT_ONCE) return;
-          const passed = [...this.#ofTenant].flatMap(([tenant, count]) => (count > own ? [tenant] : []));
+          const passed = this.#ofTenant.above(own);
           if (passed.length === nothingBut) break;
           const jobs = [...this.#sending.keys()];
           const places = (values: readonly unknown[]) => values.map(() => "?").join(", ");
@@ -128,16 +129,14 @@ export class Callbacks {
 
   #begin(delivery: Due): void {
     const { tenant, job } = delivery;
-    this.#ofTenant.set(tenant, (this.#ofTenant.get(tenant) ?? 0) + 1);
+    this.#ofTenant.add(tenant);
     const sending = this.#send(delivery)
       .catch((err: unknown) =>
         this.#parts.logger.error({ err, job }, "a callback could not be sent; it is tried again"),
       )
       .finally(() => {
         this.#sending.delete(job);
-        const left = (this.#ofTenant.get(tenant) ?? 1) - 1;
-        if (left > 0) this.#ofTenant.set(tenant, left);
-        else this.#ofTenant.delete(tenant);
+        this.#ofTenant.giveBack(tenant);
         this.#look.wake(); // another may have waited for the place
       });
     this.#sending.set(job, sending);

@@ -8,6 +8,7 @@
 import { randomUUID } from "node:crypto";
 import type { FastifyBaseLogger } from "fastify";
 import type { Outcome } from "../../outcome.js";
+import { Shares } from "../../shares.js";
 import { jsonable, jsonText, plainOutcome } from "../../show.js";
 import { AuditError } from "../audit-directory.js";
 import type { AuditLog } from "../audit-log.js";
@@ -52,8 +53,6 @@ const COUNT_EVERY = 20;
 const WRITE_MS = 60_000;
 /** How long a node whose audit log took no line leaves jobs to others, ms. */
 const UNWRITABLE_MS = 5000;
-/** Of the jobs that may be under way here one tenant has so many for each place that stays free, as it has of the workers (pool.ts). */
-const HELD_PER_FREE = 3;
 /** For news of a job that may run elsewhere; where it cannot, news is told, ms. */
 const LOOK_MS = 500;
 const LOOK_ALONE_MS = 5000;
@@ -96,12 +95,12 @@ export class Jobs {
   /** Those under way here. Aborted with the reason why. */
   readonly #running = new Map<string, AbortController>();
   /** How many of each tenant's. */
-  readonly #held = new Map<string, number>();
+  readonly #held = new Shares();
   #unwritableUntil = 0;
   /** Who waits for news of a job. */
   readonly #waiting = new Map<string, Set<() => void>>();
   /** How many of each tenant's requests do. */
-  readonly #listening = new Map<string, number>();
+  readonly #listening = new Shares();
   readonly #look: Repeating;
   /** Of all tenants, when last counted. */
   #queued = 0;
@@ -229,7 +228,8 @@ export class Jobs {
     let row: JobRow | undefined;
     try {
       const tenant = await tenants.get(ticket.tenant);
-      if (!runner.hasRoom(tenant) || !this.#mayHold(tenant.id)) return "busy";
+      const free = this.#parts.concurrency - this.#running.size;
+      if (!runner.hasRoom(tenant) || !this.#held.mayHoldOneMore(tenant.id, free)) return "busy";
       if (audit.failure !== undefined || now() < this.#unwritableUntil) return "busy";
       if (this.#running.has(ticket.job)) return "over"; // a queue may hand it out twice
       this.#hold(ticket, abort); // before it is claimed: what is claimed and not here counts as lost
@@ -248,23 +248,14 @@ export class Jobs {
     return "over";
   }
 
-  /** Whether the tenant may have one more of the places that are free. */
-  #mayHold(tenant: string): boolean {
-    const held = this.#held.get(tenant) ?? 0;
-    const freeAfter = this.#parts.concurrency - this.#running.size - 1;
-    return held === 0 || held + 1 <= HELD_PER_FREE * freeAfter;
-  }
-
   #hold({ job, tenant }: Ticket, abort: AbortController): void {
     this.#running.set(job, abort);
-    this.#held.set(tenant, (this.#held.get(tenant) ?? 0) + 1);
+    this.#held.add(tenant);
   }
 
   #release({ job, tenant }: Ticket): void {
     this.#running.delete(job);
-    const held = (this.#held.get(tenant) ?? 1) - 1;
-    if (held > 0) this.#held.set(tenant, held);
-    else this.#held.delete(tenant);
+    this.#held.giveBack(tenant);
   }
 
   async #attempt(tenant: Tenant, row: JobRow, signal: AbortSignal): Promise<void> {
@@ -513,10 +504,10 @@ export class Jobs {
 
   /** From now on listens, until it leaves. Throws Problem `tenant-busy`. */
   #listen(tenant: string, id: string, gone: AbortSignal): Listener {
-    const count = this.#listening.get(tenant) ?? 0;
+    const count = this.#listening.of(tenant);
     if (count >= MAX_LISTENING)
       throw new Problem("tenant-busy", `${count} requests wait for news of jobs, as many as may`, { retryAfterS: 5 }); // prettier-ignore
-    this.#listening.set(tenant, count + 1);
+    this.#listening.add(tenant);
     let heard = false;
     let wake = () => {};
     const hear = () => {
@@ -542,9 +533,7 @@ export class Jobs {
         if (!own.delete(hear)) return;
         gone.removeEventListener("abort", hear);
         if (own.size === 0 && this.#waiting.get(id) === own) this.#waiting.delete(id);
-        const left = (this.#listening.get(tenant) ?? 1) - 1;
-        if (left > 0) this.#listening.set(tenant, left);
-        else this.#listening.delete(tenant);
+        this.#listening.giveBack(tenant);
       },
     };
   }
